@@ -1,0 +1,44 @@
+"""Everything Quire raises, in one hierarchy.
+
+Each error says where in the user's model it arose, what was found, what is allowed and
+what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class QuireError(Exception):
+    """Base of all errors raised by Quire.
+
+    `where` names the place in the user's model (module path, file and line), `found` what was
+    met there, `allowed` what would have been fine, and `fix` what the user can do.
+    """
+
+    def __init__(self, found: str, *, where: str = "", allowed: str = "", fix: str = "") -> None:
+        self.found, self.where, self.allowed, self.fix = found, where, allowed, fix
+        rows = [("at", where), ("allowed", allowed), ("to fix", fix)]
+        super().__init__("\n".join([found, *(f"  {name}: {text}" for name, text in rows if text)]))
+
+
+class CaptureError(QuireError):
+    """The model could not be turned into a functional ATen graph."""
+
+
+class MissingRuleError(CaptureError):
+    """An op of the graph has no flow rule."""
+
+
+class InputError(QuireError):
+    """A call's inputs differ from those the module was compiled for."""
+
+
+class BudgetError(QuireError):
+    """No plan fits the byte budget.
+
+    `best` is the plan with the lowest peak that there is, `binding` the tensors that make up
+    that peak, largest first.
+    """
+
+    def __init__(self, found: str, *, best: object, binding: tuple[str, ...], **rest: str) -> None:
+        self.best, self.binding = best, binding
+        super().__init__(found, **rest)

@@ -1,0 +1,49 @@
+"""The one table of flow rules, keyed by ATen overload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from quire.capture.program import Op
+from quire.errors import MissingRuleError
+from quire.flow.relation import Flow
+
+Rule = Callable[[Op], Flow]
+
+_rules: dict[Any, Rule] = {}
+
+
+def rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule of the ATen overloads `targets`."""
+
+    def register(function: Rule) -> Rule:
+        for target in targets:
+            if target in _rules:
+                raise ValueError(f"{target} has two rules: {_rules[target]} and {function}")
+            _rules[target] = function
+        return function
+
+    return register
+
+
+def rules() -> dict[Any, Rule]:
+    """A copy of the table."""
+    return dict(_rules)
+
+
+def flow_of(op: Op) -> Flow:
+    """The flow of one op call.
+
+    Raises MissingRuleError, naming the op and the source line, if there is no rule.
+    """
+    found = _rules.get(op.target)
+    if found is None:
+        raise MissingRuleError(
+            f"no flow rule for {op.target}",
+            where=str(op.where),
+            allowed="ops with a rule in src/quire/flow/rules/",
+            fix=f"write a rule with @rule({op.target}) that returns its axes "
+            "(see docs/design.md, 'Adding a rule'), or replace the op in the model",
+        )
+    return found(op)
