@@ -1,0 +1,52 @@
+# make demo    chunk two real models and show memory and time before and after
+# make test    set up and run the tests
+# make check   lint, format, types, import contracts, the audit of the flow rules
+# make bench   the measurements of docs/benchmarks.md
+# make coverage  the table of docs/coverage.md
+#
+# PYTHON picks the interpreter (3.11 to 3.13), PIP_FLAGS goes to every pip install, WORKERS is the
+# number of test processes, each on one thread.
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+WORKERS ?= 2
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check bench coverage format clean
+
+# torch goes first and alone: it is the large one, and the rest then builds on the one chosen.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[hf,dev]'
+	touch $@
+
+.venv: $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/python -m quire.demo
+
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	if test -f tools/audit_rules.py; then $(BIN)/python tools/audit_rules.py; fi
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+coverage: $(INSTALLED)
+	$(BIN)/python tools/coverage.py
+
+clean:
+	rm -rf .venv build dist out
