@@ -1,0 +1,1 @@
+"""Models, measurements and the commands behind every number in `docs/benchmarks.md`."""
