@@ -1,4 +1,4 @@
-"""The one table of flow rules, keyed by ATen overload."""
+"""The one table of flow rules, keyed by ATen overload, or by the name of a library's own op."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _rules: dict[Any, Rule] = {}
 
 
 def rule(*targets: Any) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the rule of the ATen overloads `targets`."""
+    """Register the decorated function as the rule of the overloads `targets`.
+
+    A name such as `"transformers.grouped_mm_fallback.default"` stands for the overload of a
+    library that need not be installed.
+    """
 
     def register(function: Rule) -> Rule:
         for target in targets:
@@ -37,7 +41,7 @@ def flow_of(op: Op) -> Flow:
 
     Raises MissingRuleError, naming the op and the source line, if there is no rule.
     """
-    found = _rules.get(op.target)
+    found = _rules.get(op.target) or _rules.get(str(op.target))
     if found is None:
         raise MissingRuleError(
             f"no flow rule for {op.target}",
