@@ -1,0 +1,1 @@
+"""What a person reads: terminal text, an HTML page, a picture, a trace. Sees data types only."""

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from quire.plan.plan import Plan, Region
 from quire.report.highlight import highlight
 from quire.report.payload import Outcome, payload, region_shapes
-from quire.report.timeline import walk
+from quire.report.timeline import unchanged, walk
 from quire.report.units import bytes_text, change_text, ratio_text, seconds_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -81,6 +81,7 @@ def render(
         figures=figures(plan),
         data=_json(data),
         has_timeline=bool(plan.before or plan.after),
+        alike=any(group["like"] != i for i, group in enumerate(data["groups"])),
         points=len(data["tradeoff"]),
         rows=rows(plan),
         source=highlight(source),
@@ -95,18 +96,17 @@ def _whole(text: str) -> str:
 
 def figures(plan: Plan) -> dict[str, Any]:
     """The key figures as text, and whether the budget is kept."""
+    less = plan.baseline_bytes / plan.peak_bytes if plan.peak_bytes else 1.0
     at_peak = max(plan.before, key=lambda m: m.nbytes, default=None)
     spare = None if plan.budget is None else plan.budget - plan.peak_bytes
     return {
         "change": _whole(change_text(plan.baseline_bytes, plan.peak_bytes)),
-        "less": _whole(ratio_text(plan.baseline_bytes / plan.peak_bytes))
-        if plan.peak_bytes
-        else "",
+        "less": _whole(ratio_text(less)),
         "peak_step": at_peak.step if at_peak else "",
         "kept": spare is None or spare >= 0,
         "spare": "" if spare is None else _whole(bytes_text(abs(spare))),
         "ratio": _whole(ratio_text(plan.predicted_slowdown)),
-        "idle": not plan.regions,
+        "idle": unchanged(plan),
     }
 
 

@@ -134,7 +134,7 @@ def _groups(
 def _within(label: str, module: str) -> str:
     """The part of a module's path below its block: `attn.c_attn` of `transformer.h.3.…`."""
     _, found, rest = f"{module}.".partition(f"{label}.")
-    return rest.rstrip(".") if found else module.split(".")[-1]
+    return rest.rstrip(".") if found else module.rsplit(".", 1)[-1]
 
 
 def _stem(step: str) -> str:

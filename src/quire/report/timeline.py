@@ -55,6 +55,11 @@ def walk(regions: Sequence[Region], depth: int = 0) -> Iterator[tuple[Region, in
         yield from walk(region.inner, depth + 1)
 
 
+def unchanged(plan: Plan) -> bool:
+    """Whether the plan leaves the model as it is."""
+    return not plan.regions and not plan.rewrites and plan.peak_bytes == plan.baseline_bytes
+
+
 @attrs.frozen
 class Group:
     """Steps in a row that belong to one block of the model, such as a layer."""
@@ -109,5 +114,7 @@ def _shared(blocks: list[str]) -> str:
 def _label(block: str, modules: list[str], prefix: str) -> str:
     if block:
         return block.removeprefix(prefix)
-    names = list(dict.fromkeys(m.removeprefix(prefix).split(".")[-1] for m in modules if m))
+    # The module that holds all blocks names nothing.
+    leaves = [m.removeprefix(prefix) for m in modules if m and f"{m}." != prefix]
+    names = list(dict.fromkeys(leaf.rsplit(".", 1)[-1] for leaf in leaves))
     return " · ".join(names[:3]) + (" …" if len(names) > 3 else "") or "(root)"

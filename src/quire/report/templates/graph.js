@@ -1,5 +1,6 @@
 // The program as sheets, one a block of the model; its regions are brackets on the left.
-const FULL = { row: 15, rail: 9, width: 262, font: 6.35 };
+const FULL = { row: 15, rail: 9, font: 6.35 };
+const WIDE = 262;
 const MINI = { row: 5, rail: 6, width: 62 };
 
 function graph(root) {
@@ -12,6 +13,8 @@ function graph(root) {
   }
   const seen = (series) => new Map(series.step.map((step, i) => [step, series.bytes[i]]).reverse());
   const live = { before: seen(data.before), plan: seen(data.after) };
+
+  let wide = WIDE;
 
   function draw() {
     const parts = [];
@@ -49,12 +52,13 @@ function graph(root) {
     const names = 10 + depth * FULL.rail + 6;
     const height = group.steps.length * FULL.row + 8;
     const arcs = edgesWithin(group);
-    const edge = FULL.width - (arcs.length ? 34 : 10);
-    const frame = svg("svg", { width: FULL.width, height, viewBox: `0 0 ${FULL.width} ${height}` });
-    for (const { region, from, to } of inside)
+    const edge = wide - (arcs.length ? 34 : 10);
+    const frame = svg("svg", { width: wide, height, viewBox: `0 0 ${wide} ${height}` });
+    // Only the outermost are tinted: one tint over another is a third colour.
+    for (const { region, from, to } of inside.filter((piece) => !piece.region.depth))
       frame.append(svg("rect", {
-        class: `tint c${region.shape % 6}`, "data-region": region.name, x: 10 + region.depth * FULL.rail,
-        y: from * FULL.row, width: edge - 6 - region.depth * FULL.rail, height: (to - from) * FULL.row,
+        class: `tint c${region.shape % 6}`, "data-region": region.name, x: 10,
+        y: from * FULL.row, width: edge - 6, height: (to - from) * FULL.row,
       }));
     group.steps.forEach((step, row) => {
       const y = row * FULL.row;
@@ -112,7 +116,7 @@ function graph(root) {
   }
 
   function rowTarget(group, step, row, frame) {
-    const target = svg("rect", { class: "row", x: 0, y: row * FULL.row, width: FULL.width, height: FULL.row });
+    const target = svg("rect", { class: "row", x: 0, y: row * FULL.row, width: wide, height: FULL.row });
     const mark = (on) => {
       for (const path of frame.querySelectorAll(`[data-a="${step}"], [data-b="${step}"]`)) path.classList.toggle("on", on);
     };
@@ -132,5 +136,9 @@ function graph(root) {
     html("span", { class: "shape" }, html("i", { class: `chip c${alike[0].shape % 6}` }),
       html("span", {}, html("b", {}, alike[0].label || alike[0].name), ` in ${alike[0].parts} parts`,
         alike.length > 1 ? `, ${alike.length} regions` : "", alike[0].depth ? ", nested" : ""))));
-  draw();
+  // A phone gives a sheet its whole width.
+  onWidth(sheets, (width) => {
+    wide = width < 600 ? width - 2 : WIDE;
+    draw();
+  });
 }

@@ -33,11 +33,12 @@ function timeline(root, onSelect) {
     const height = bottom + 8 + depth * 9 + 22;
 
     const frame = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
+    if (state.mode === "step") frame.append(...drawCuts(x, panels));
     panels.forEach((panel, i) => frame.append(...drawPanel(panel, { x, left, right, first: i === 0 })));
     if (magnified)
       frame.append(svg("text", { x: left, y: panels[1].top - 10, class: "strong" },
-        `The plan alone, magnified ${short(panels[0].max / panels[1].max)} ×`));
-    frame.append(...drawBands(x, bottom + 8), ...drawBottom(x, { left, right, y: height - 5, end, from: panels[0].top, to: bottom }));
+        `The plan alone, magnified ${short(round(panels[0].max / panels[1].max, 0))} ×`));
+    frame.append(...drawBands(x, bottom + 8), ...drawBottom(x, { left, right, y: height - 5, end }));
     state.marks = { x, end, panels, cursor: svg("g", { class: "cursors" }), from: panels[0].top, to: bottom };
     frame.append(state.marks.cursor);
     chart.replaceChildren(frame);
@@ -101,31 +102,41 @@ function timeline(root, onSelect) {
     });
   }
 
+  // Where each block of the model stands among the steps.
+  function blocks() {
+    const named = series.before.step.length ? "before" : "plan";
+    const place = new Map(series[named].step.map((step, i) => [step, i]).reverse());
+    return data.groups.flatMap((group) => {
+      const [first, last] = [place.get(group.steps[0]), place.get(group.steps.at(-1))];
+      if (first === undefined || last === undefined) return [];
+      const at = places(named);
+      const label = group.label.split(" · ").at(first * 2 > at.length ? -1 : 0);
+      return [{ label, start: at[first], stop: at[last + 1] }];
+    });
+  }
+
+  const drawCuts = (x, panels) => blocks().filter(({ start }) => start > 0).flatMap(({ start }) => panels.map(
+    ({ top, height }) => svg("line", { class: "grid", x1: x(start), x2: x(start), y1: top, y2: top + height })));
+
   // By step: the blocks of the model. By time: seconds, since blocks stand at two places then.
-  function drawBottom(x, { left, right, y, end, from, to }) {
+  function drawBottom(x, { left, right, y, end }) {
     if (state.mode === "time")
       return ticks(end, state.width < 600 ? 4 : 9, 10).map((s) => {
         const last = x(s) > right - 20;
         return svg("text", { x: last ? right : x(s), y, "text-anchor": last ? "end" : s ? "middle" : "start" }, secondsText(s));
       });
-    const named = series.before.step.length ? "before" : "plan";
-    const place = new Map(series[named].step.map((step, i) => [step, i]).reverse());
-    const parts = [];
-    let free = left;
-    for (const group of data.groups) {
-      const first = place.get(group.steps[0]);
-      const last = place.get(group.steps.at(-1));
-      if (first === undefined || last === undefined) continue;
-      const [start, stop] = [x(places(named)[first]), x(places(named)[last + 1])];
-      if (start > left + 1) parts.push(svg("line", { class: "grid", x1: start, x2: start, y1: from, y2: to }));
-      const label = group.label.split(" · ").at(start > (left + right) / 2 ? -1 : 0);
-      const wide = label.length * 6.2 + 8;
-      const middle = Math.min(Math.max((start + stop) / 2, left + wide / 2 - 4), right - wide / 2 + 4);
-      if (middle - wide / 2 < free - 4) continue;
-      free = middle + wide / 2;
-      parts.push(svg("text", { x: middle, y, "text-anchor": "middle" }, label));
-    }
-    return parts;
+    // The widest blocks are named first; a name that would touch another is left out.
+    const taken = [];
+    const wide = (label) => label.length * 6.2 + 8;
+    return blocks().map(({ label, start, stop }) => {
+      const half = wide(label) / 2;
+      const middle = Math.min(Math.max((x(start) + x(stop)) / 2, left + half - 4), right - half + 4);
+      return { label, span: stop - start, from: middle - half, to: middle + half };
+    }).sort((a, b) => b.span - a.span || a.from - b.from).flatMap(({ label, from, to }) => {
+      if (taken.some((other) => from < other.to && other.from < to)) return [];
+      taken.push({ from, to });
+      return svg("text", { x: (from + to) / 2, y, "text-anchor": "middle" }, label);
+    });
   }
 
   const indexAt = (which, at) => {
