@@ -143,21 +143,19 @@ def _fit(config: Any, options: Options, where: str, *, has_weights: bool) -> Non
     if options.seq is None:
         return
     text = config.get_text_config()
-    for owner, name, unit, most in (
-        (text, "max_position_embeddings", 1, options.seq),
-        (config, "max_source_positions", 2, -(-options.seq // 2)),
-    ):
-        have = getattr(owner, name, None)
-        if not isinstance(have, int) or have <= 0 or most <= have:
-            continue
+    have = getattr(text, "max_position_embeddings", None)
+    if isinstance(have, int) and 0 < have < options.seq:
         if has_weights:
             raise QuireError(
                 f"--seq {options.seq} is longer than the model was trained for",
-                where=f"{where}: {name} = {have}",
-                allowed=f"--seq up to {have * unit}",
+                where=f"{where}: max_position_embeddings = {have}",
+                allowed=f"--seq up to {have}",
                 fix="shorten --seq, or give the config.json alone for random weights",
             )
-        setattr(owner, name, most + POSITION_OFFSET if unit == 1 else most)
+        text.max_position_embeddings = options.seq + POSITION_OFFSET
+    if hasattr(config, "max_source_positions") and not has_weights:
+        # Whisper's two convolutions halve the frames, and it takes no other number of them.
+        config.max_source_positions = -(-options.seq // 2)
     if isinstance(getattr(config, "image_size", None), int) and not has_weights:
         config.image_size = options.seq
 

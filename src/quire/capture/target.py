@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,9 @@ def _exported(path: Path, options: Options) -> Target:
 
 def _factory(spec: str, options: Options) -> Target:
     module_name, _, name = spec.partition(":")
+    # The `quire` script, unlike `python -m`, does not look in the current directory by itself.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), name)
     except ImportError as error:

@@ -1,0 +1,409 @@
+"""The command line: `quire chunk`, `quire tradeoff`, `quire machine`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import attrs
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import quire
+from quire.capture.options import Options
+from quire.capture.target import Target, load_target
+from quire.errors import BudgetError, QuireError
+from quire.measure import environment, peak_rise
+from quire.plan.plan import Plan
+from quire.report.html import rows
+from quire.report.units import bytes_text, change_text, ratio_text, seconds_text
+
+USER_ERROR = 2  # exit status
+PATIENCE = 1.0  # seconds before a progress bar shows
+
+app = typer.Typer(
+    name="quire",
+    help="Run PyTorch models on long sequences within a byte budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+out = Console()
+err = Console(stderr=True)
+
+
+class Attention(StrEnum):
+    EAGER = "eager"
+    SDPA = "sdpa"
+
+
+TargetArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="A Hugging Face config.json or local folder, a torch.export .pt2 file, or "
+        "package.module:function returning (model, args, kwargs).",
+    ),
+]
+Seq = Annotated[
+    int | None,
+    typer.Option(help="Sequence length: tokens, an image's side, audio samples or frames."),
+]
+Batch = Annotated[int | None, typer.Option(help="Batch size.")]
+Attn = Annotated[Attention | None, typer.Option(help="Attention of a Hugging Face model.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:N, or meta: plan without weights.")
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="Budget above weights and inputs, outputs included: 512MiB, 1.5GiB, a number of "
+        "bytes, 0.2 (of the baseline's peak) or min. Without it: the fastest plan.",
+    ),
+]
+Dynamic = Annotated[bool, typer.Option("--dynamic", help="One module for every length up to SEQ.")]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def reported(command: Command) -> Command:
+    """`command`, with a QuireError printed as what, where, allowed and fix instead of raised."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except QuireError as error:
+            print_error(error)
+            raise typer.Exit(USER_ERROR) from None
+
+    return run  # type: ignore[return-value]
+
+
+def print_error(error: QuireError) -> None:
+    err.print(f"[bold red]error[/] {escape(error.found)}", soft_wrap=True)
+    parts = [("at", error.where), ("allowed", error.allowed), ("to fix", error.fix)]
+    for name, text in parts:
+        if text:
+            err.print(f"  [bold]{name}[/]  {escape(text)}", soft_wrap=True)
+    if isinstance(error, BudgetError):
+        for tensor in error.binding:
+            err.print(f"  [bold]binds[/]  {escape(tensor)}", soft_wrap=True)
+        if isinstance(error.best, Plan):
+            err.print(f"  [bold]best[/]  {bytes_text(error.best.peak_bytes)}", soft_wrap=True)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[..., None]]:
+    """A callback `(step, done, total)` behind a progress bar that shows after a second.
+
+    A total of 0 means that it is not known.
+    """
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+    )
+    task = bar.add_task("starting", total=None)
+    timer = threading.Timer(PATIENCE, bar.start)
+    timer.daemon = True
+    timer.start()
+
+    def report(step: str, done: int = 0, total: int = 0) -> None:
+        bar.update(task, description=step, completed=done, total=total or None)
+
+    try:
+        yield report
+    finally:
+        timer.cancel()
+        timer.join()
+        bar.stop()
+
+
+def parse_memory(text: str | None) -> int | float | str | None:
+    """A budget as `quire.chunk` takes it: bytes, a fraction, or text such as 512MiB and min."""
+    if text is None:
+        return None
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    if re.fullmatch(r"\d*\.\d*", text) and text != ".":
+        return float(text)
+    return text
+
+
+@app.callback(invoke_without_command=True)
+def face(
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if show_version:
+        out.print(f"quire {version('quire')}, torch {torch.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+@reported
+def chunk(
+    target: TargetArgument,
+    seq: Seq = None,
+    batch: Batch = None,
+    memory: Memory = None,
+    attn: Attn = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Run once and write a Chrome trace for Perfetto here.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--out", help="Write the result, a .pt2.")] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Plan; do not run the model.")
+    ] = False,
+    dynamic: Dynamic = False,
+) -> None:
+    """Split a model's long dims into parts, so that it runs within a byte budget."""
+    options = _options(seq, batch, attn, dtype, device)
+    _writable(report, trace, output)
+    with progress() as show:
+        show("loading the model")
+        loaded = load_target(target, options)
+        shapes = _dynamic_shapes(loaded) if dynamic else None
+        started = time.perf_counter()
+        small = quire.chunk(
+            loaded.model,
+            loaded.args,
+            loaded.kwargs,
+            memory=parse_memory(memory),
+            dynamic_shapes=shapes,
+            progress=show,
+        )
+        took = time.perf_counter() - started
+        measured = None
+        if not plan_only and options.device != "meta":
+            show("running it")
+            measured = _measure(small, loaded, target, options, memory)
+        if report is not None:
+            show("writing the report")
+            small.report(report)
+        if trace is not None:
+            show("tracing a run")
+            small.trace(trace, *loaded.args, **loaded.kwargs)
+        if output is not None:
+            show("writing the .pt2")
+            small.save(output)
+    out.print(f"[bold]{escape(loaded.name)}[/]  captured and planned in {seconds_text(took)}")
+    print_plan(small.plan, measured)
+    for path in (report, trace, output):
+        if path is not None:
+            out.print(
+                f"wrote {path} ({bytes_text(path.stat().st_size)})", highlight=False, soft_wrap=True
+            )
+
+
+@app.command()
+@reported
+def tradeoff(
+    target: TargetArgument,
+    seq: Seq = None,
+    batch: Batch = None,
+    attn: Attn = None,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Show the peak against the predicted time, for a range of budgets."""
+    with progress() as show:
+        show("loading the model")
+        loaded = load_target(target, _options(seq, batch, attn, dtype, device))
+        show("planning for a range of budgets")
+        points = quire.tradeoff(loaded.model, loaded.args, loaded.kwargs)
+    table = Table(box=None, pad_edge=False, title=f"{loaded.name}: predicted", title_justify="left")
+    for name in ("budget", "peak", "time"):
+        table.add_column(name, justify="right")
+    for point in points:
+        budget = "none" if point.budget is None else bytes_text(point.budget)
+        table.add_row(budget, bytes_text(point.peak_bytes), seconds_text(point.seconds))
+    out.print(table)
+
+
+@app.command()
+@reported
+def machine() -> None:
+    """Show what this machine was measured to do; measures it the first time."""
+    with progress() as show:
+        show("measuring this machine")
+        measured = quire.machine()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for field in attrs.fields(type(measured)):
+        table.add_row(field.name.replace("_", " "), str(getattr(measured, field.name)))
+    out.print(table)
+
+
+@app.command("measured-peak", hidden=True)
+@reported
+def measured_peak(
+    target: TargetArgument,
+    options: Annotated[str, typer.Option(help="Options as JSON.")],
+    memory: Memory = None,
+) -> None:
+    """Print the measured peak of the chunked module's call in this process, as JSON.
+
+    `quire chunk` starts it as a fresh process, in the environment that `quire.measure` asks for.
+    """
+    loaded = load_target(target, Options(**json.loads(options)))
+    small = quire.chunk(loaded.model, loaded.args, loaded.kwargs, memory=parse_memory(memory))
+    with torch.inference_mode():
+        peak = peak_rise(lambda: small(*loaded.args, **loaded.kwargs), _device_of(loaded))
+    print(json.dumps({"peak_bytes": peak}))
+
+
+@attrs.frozen
+class Measured:
+    peak_bytes: int
+    seconds: float
+
+
+def _options(
+    seq: int | None,
+    batch: int | None,
+    attn: Attention | None,
+    dtype: str | None,
+    device: str | None,
+) -> Options:
+    return Options(seq, batch, attn.value if attn else None, dtype, device)
+
+
+def _writable(*paths: Path | None) -> None:
+    """Refuse a path that cannot be written before the work, not after it."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise QuireError(
+                "no such folder", where=str(path), fix=f"mkdir -p {path.absolute().parent}"
+            )
+
+
+def _dynamic_shapes(target: Target) -> Any:
+    if target.dynamic_shapes is None:
+        raise QuireError(
+            "--dynamic: this target does not say which dim is the sequence",
+            where=target.name,
+            allowed="Hugging Face models of text and audio samples, and functions that return "
+            "(model, args, kwargs, dynamic_shapes)",
+            fix="leave out --dynamic, or return dynamic_shapes as the fourth value",
+        )
+    return target.dynamic_shapes
+
+
+def _device_of(target: Target) -> torch.device:
+    return next((p.device for p in target.model.parameters()), torch.device("cpu"))
+
+
+def _measure(
+    small: torch.nn.Module, loaded: Target, spec: str, options: Options, memory: str | None
+) -> Measured:
+    """One call's peak and time. On a CPU the peak is from a fresh process (see quire.measure)."""
+    device = _device_of(loaded)
+
+    def call() -> Any:
+        return small(*loaded.args, **loaded.kwargs)
+
+    with torch.inference_mode():
+        call()
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+        if device.type == "cuda":
+            return Measured(peak_rise(call, device), seconds)
+    command = [sys.executable, "-m", "quire.cli", "measured-peak", spec]
+    command += ["--options", json.dumps(attrs.asdict(options))]
+    command += ["--memory", memory] if memory is not None else []
+    child = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    if child.returncode:
+        raise QuireError(
+            f"the process that measures memory ended with status {child.returncode}: "
+            f"{child.stderr.strip()[-2000:]}",
+            where=" ".join(command),
+            fix="use --plan-only to leave the measurement out",
+        )
+    return Measured(json.loads(child.stdout.splitlines()[-1])["peak_bytes"], seconds)
+
+
+def print_plan(plan: Plan, measured: Measured | None = None) -> None:
+    """The plan as two small tables: its figures, and its regions with equal ones counted."""
+    figures = Table(box=None, pad_edge=False)
+    figures.add_column("")
+    for name in ("peak", "time"):
+        figures.add_column(name, justify="right")
+    figures.add_row(
+        "baseline, predicted", bytes_text(plan.baseline_bytes), seconds_text(plan.baseline_seconds)
+    )
+    figures.add_row("chunked, predicted", bytes_text(plan.peak_bytes), seconds_text(plan.seconds))
+    if measured is not None:
+        figures.add_row(
+            "chunked, measured", bytes_text(measured.peak_bytes), seconds_text(measured.seconds)
+        )
+    figures.add_row(
+        "change, predicted",
+        change_text(plan.baseline_bytes, plan.peak_bytes),
+        ratio_text(plan.predicted_slowdown),
+    )
+    out.print(figures)
+    out.print(_budget_line(plan, measured))
+    if not plan.regions:
+        out.print("nothing to split: the model runs as it is")
+        return
+    table = Table(box=None, pad_edge=False, title="regions", title_justify="left")
+    for name in ("what", "at"):
+        table.add_column(name, overflow="fold")
+    for name in ("size", "parts", "of", "peak", "unsplit", "alike"):
+        table.add_column(name, justify="right")
+    for row in rows(plan):
+        if not row.first:
+            continue
+        region = row.region
+        table.add_row(
+            "  " * row.depth + escape(region.label),
+            escape(region.module or "(root)"),
+            f"{region.size:,}",
+            f"{region.parts:,}",
+            f"{region.part:,}",
+            bytes_text(region.peak_bytes),
+            bytes_text(region.unsplit_bytes),
+            f"{row.count}",
+        )
+    out.print(table)
+    for rewrite in plan.rewrites:
+        out.print(f"rewrite: {escape(rewrite)}")
+
+
+def _budget_line(plan: Plan, measured: Measured | None) -> str:
+    if plan.budget is None:
+        return "budget none given: the fastest plan"
+    peak = plan.peak_bytes if measured is None else measured.peak_bytes
+    how = "predicted" if measured is None else "measured"
+    kept = "[green]kept[/]" if peak <= plan.budget else "[bold red]exceeded[/]"
+    return f"budget {bytes_text(plan.budget)}: {kept} ({how} {bytes_text(peak)})"
+
+
+if __name__ == "__main__":
+    app()
