@@ -14,9 +14,10 @@ Model = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 def _attention(model: nn.Module, attn: str) -> None:
     """Make every attention eager, or the one that calls `scaled_dot_product_attention`."""
+    processor: Any = AttnProcessor() if attn == "eager" else AttnProcessor2_0()
     for module in model.modules():
         if isinstance(module, Attention):
-            module.set_processor(AttnProcessor() if attn == "eager" else AttnProcessor2_0())
+            module.set_processor(processor)
 
 
 def unet2d(real: bool, attn: str, length: int, layers: int | None) -> Model:

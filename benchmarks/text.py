@@ -114,7 +114,7 @@ def bert(real: bool, attn: str, length: int, layers: int | None) -> Model:
         intermediate_size=4 * width,
         num_hidden_layers=layers or depth,
         vocab_size=vocabulary,
-        max_position_embeddings=max(length, 512),
+        max_position_embeddings=max(length, 4096),
         **_attn(attn),
     )
     return hf.BertModel(config), (_ids(vocabulary, length),), {}
@@ -165,7 +165,7 @@ def esm2(real: bool, attn: str, length: int, layers: int | None) -> Model:
         position_embedding_type="rotary",
         emb_layer_norm_before=False,
         token_dropout=True,
-        max_position_embeddings=max(length, 1026),
+        max_position_embeddings=max(length, 4098),
         **_attn(attn),
     )
     ids = torch.randint(5, 24, (1, length))

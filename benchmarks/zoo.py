@@ -10,6 +10,7 @@ audio samples or mel frames, as `Case.unit` says.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -36,7 +37,8 @@ class Case:
     """One model family at two sizes.
 
     `make(real, attn, length, layers)` returns `(model, args, kwargs)`; `layers` is None for the
-    size's own depth. `step` is what a length must be a multiple of, `least` the shortest one.
+    size's own depth. `step` is what a length must be a multiple of, `least` the shortest one, `small * grows` the
+    longest that the small model is tried at.
     `dynamic` takes a `torch.export.Dim` and returns the `dynamic_shapes` of the positional inputs,
     for families whose graph can be exported for a range of lengths; None where it cannot.
     """
@@ -49,6 +51,7 @@ class Case:
     real: int
     step: int = 1
     least: int = 2
+    grows: int = 6
     attention: tuple[Attention, ...] = ("eager", "sdpa")
     dynamic: Callable[[Any], Any] | None = None
     note: str = ""
@@ -87,6 +90,21 @@ def build(
             stir(model)
     model.eval().requires_grad_(False)
     return Built(model, args, kwargs)
+
+
+def dynamic_shapes(name: str, built: Built, dim: Any) -> dict[str, Any]:
+    """`torch.export`'s `dynamic_shapes` for a call whose length is `dim`, by argument name."""
+    case = CASES[name]
+    if case.dynamic is None:
+        raise ValueError(f"{name} is exported for one length only")
+    model, args, kwargs = built
+    names = list(inspect.signature(model.forward).parameters)
+    shapes: dict[str, Any] = dict(zip(names, case.dynamic(dim), strict=False))
+    length = args[0].shape[1]
+    for key, value in kwargs.items():
+        same = isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[1] == length
+        shapes[key] = {1: dim} if same else None
+    return shapes
 
 
 def stir(model: nn.Module) -> None:

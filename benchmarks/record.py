@@ -1,0 +1,104 @@
+"""Results on disk, and how they are summed up: medians, with the raw samples kept."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from benchmarks import host
+from benchmarks.measure import Job, run
+
+FOLDER = Path(__file__).parent / "results"
+MIB = 1 << 20
+
+
+def save(what: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> Path:
+    """Write `results/<what>-<hardware>-<date>.json`; rows of the same day and key are replaced.
+
+    The key of a row is its `key` field: a run of one model does not lose another's.
+    """
+    hardware = host.slug(settings.get("device", "cpu"))
+    date = datetime.date.today().isoformat()
+    path = FOLDER / f"{what}-{hardware}-{date}.json"
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    new = {row["key"] for row in rows}
+    record = {
+        "what": what,
+        "date": date,
+        "command": "python -m " + " ".join([_module(), *sys.argv[1:]]),
+        "hardware": host.describe(),
+        "settings": settings,
+        "rows": [row for row in old if row["key"] not in new] + list(rows),
+    }
+    FOLDER.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    return path
+
+
+def _module() -> str:
+    return "benchmarks." + Path(sys.argv[0]).stem
+
+
+def latest(what: str) -> dict[str, Any] | None:
+    """The newest result file of `what`, or None."""
+    found = sorted(FOLDER.glob(f"{what}-*.json"), key=lambda path: path.stem[-10:])
+    found = [path for path in found if json.loads(path.read_text())["what"] == what]
+    return json.loads(found[-1].read_text()) if found else None
+
+
+def interleave(jobs: dict[str, Job], rounds: int) -> dict[str, dict[str, Any]]:
+    """Run the jobs in turn, A B A B, each in a fresh process, and pool their samples.
+
+    A job that fails is not tried again; its `error` stands in its result.
+    """
+    pooled: dict[str, dict[str, Any]] = {}
+    for turn in range(rounds):
+        for name, job in jobs.items():
+            seen = pooled.get(name)
+            if seen and "error" in seen:
+                continue
+            answer = run(job)
+            print(f"  {job.title()} [{turn + 1}/{rounds}] {_short(answer)}", flush=True)
+            if seen and "samples" in answer:
+                seen["samples"] += answer["samples"]
+            else:
+                pooled[name] = {**answer, "job": attrs.asdict(job)}
+    return pooled
+
+
+def _short(answer: dict[str, Any]) -> str:
+    samples = answer.get("samples")
+    return answer.get("error") or (", ".join(f"{s:.4g}" for s in samples) if samples else "done")
+
+
+def middle(result: dict[str, Any]) -> float | None:
+    """The median of a result's samples; None where the job failed."""
+    samples = result.get("samples")
+    return statistics.median(samples) if samples else None
+
+
+def ratio(a: dict[str, Any], b: dict[str, Any]) -> float | None:
+    """Median of `a` over median of `b`; None where either is missing."""
+    top, bottom = middle(a), middle(b)
+    return top / bottom if top is not None and bottom else None
+
+
+def mib(count: float | None) -> str:
+    return "–" if count is None else f"{count / MIB:.1f}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table. None is printed as a dash."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        cells = ("–" if cell is None else str(cell).replace("|", "\\|") for cell in row)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
