@@ -1,0 +1,306 @@
+"""Eager attention → `scaled_dot_product_attention`, found by algebra and dataflow.
+
+    before   out = softmax(scale · (Q Kᵀ) + masks, dim=-1) @ V      S × S scores in memory
+    after    out = scaled_dot_product_attention(Q, K, V, mask, is_causal, scale, enable_gqa)
+
+Side conditions: nothing else reads the scores, the weights or what lies between; no cast to
+another dtype on the way; Q, K and V of equal head width (else torch has no fused kernel);
+scale > 0; a mask that may hold −inf provably leaves a key in each row.
+Claim: equal over the reals; wherever a row has a live key, the terms dropped are exact zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import torch
+from torch import fx
+
+from quire.capture.program import Operand, Program, Size
+from quire.rewrite.contraction import product
+from quire.rewrite.draft import Draft
+from quire.rewrite.index_function import Evaluator, has_live_key
+from quire.rewrite.recipe import Recipe
+from quire.rewrite.scores import Mask, ScoreReader, Scores, factor, is_same, keeps_matrix
+
+aten: Any = torch.ops.aten
+
+SOFTMAX = {aten.softmax.int, aten._softmax.default}
+_MOVES = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.transpose.int,
+    aten.permute.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.expand.default,
+    aten.clone.default,
+}
+
+
+@attrs.frozen
+class Attention:
+    """One attention: the node that holds its result, and what it is made of, each with the
+    same batch dims `batch`. `order` permutes the product's dims into those of the result."""
+
+    out: fx.Node
+    scores: Scores
+    value: Recipe
+    batch: tuple[Size, ...]
+    out_batch: tuple[Size, ...]
+    order: tuple[int, ...] | None
+    folded: tuple[fx.Node, ...]
+    """Scalings of Q or K that went into `scores.scale`."""
+
+
+def fuse_attention(program: Program, notes: list[str] | None = None) -> Program:
+    """`program` with every attention that is found replaced; see this module's text.
+
+    A line for each goes to `notes`.
+    """
+    found = find_attention(program)
+    if not found:
+        return program
+    draft = Draft(program)
+    notes = [] if notes is None else notes
+    for attention in found:
+        try:
+            notes.append(_apply(draft, attention))
+        except Refused as error:
+            notes.append(f"attention of {draft.module(draft.new[attention.out])} kept: {error}")
+    return draft.finish()
+
+
+def find_attention(program: Program) -> list[Attention]:
+    """The attentions of `program` that meet the side conditions, in order."""
+    evaluator = Evaluator(program)
+    reader = ScoreReader(program, evaluator)
+    results = [_match(program, reader, n) for n, op in program.ops.items() if op.target in SOFTMAX]
+    return [a for a in results if a is not None]
+
+
+# --- matching -------------------------------------------------------------------------------
+
+
+def _match(program: Program, reader: ScoreReader, softmax: fx.Node) -> Attention | None:
+    op = program.ops[softmax]
+    scores_in: Operand = op["self"]
+    last = op["dim"] in (-1, op.out.ndim - 1)
+    if not last or op.out.ndim < 2 or scores_in.info.dtype != op.out.dtype:
+        return None
+    scores = reader.read(scores_in.node)
+    end = _to_product(program, softmax)
+    if scores is None or end is None:
+        return None
+    weights, out = end
+    found = product(program.ops[out])
+    if found is None or found.left != weights or found.right.node is weights.node:
+        return None
+    if found.added is not None or found.alpha != 1:
+        return None
+    batch, out_batch = op.out.shape[:-2], weights.shape[:-2]
+    value = _full(found.right, out_batch)
+    query, key = _full(scores.query, batch), _full(scores.key, batch)
+    if value is None or query is None or key is None:
+        return None
+    if batch != out_batch:
+        value = value.view((*batch, *value.shape[-2:]))
+    widths = {query.shape[-1], value.shape[-1]}
+    if len(widths) != 1 or any(_may_be_infinite(program, m) for m in scores.masks):
+        return None
+    folded, scale = _folded(program, [scores.query.node, scores.key.node], scores.scale)
+    if scale <= 0 or not math.isfinite(scale):
+        return None
+    whole = attrs.evolve(scores, query=query, key=key, scale=scale)
+    return Attention(out, whole, value, batch, out_batch, found.order, folded)
+
+
+def _to_product(program: Program, softmax: fx.Node) -> tuple[Recipe, fx.Node] | None:
+    """The weights as the product with V reads them, and that product."""
+    node = softmax
+    while True:
+        if len(node.users) != 1:
+            return None
+        user = next(iter(node.users))
+        op = program.ops.get(user)
+        if op is None:
+            return None
+        if not (is_same(op) or keeps_matrix(op)):
+            return Recipe(node, program.info(node).shape), user
+        node = user
+
+
+def _full(part: Recipe, batch: tuple[Size, ...]) -> Recipe | None:
+    """`part`, whose batch dims broadcast to `batch`, with all of them; None if they do not."""
+    have = part.shape[:-2]
+    if have == batch:
+        return part
+    tail = batch[len(batch) - len(have) :]
+    if len(have) > len(batch) or any(h not in (1, b) for h, b in zip(have, tail, strict=True)):
+        return None
+    return part.expand((*batch, *part.shape[-2:]))
+
+
+def _folded(
+    program: Program, sides: list[fx.Node], scale: float
+) -> tuple[tuple[fx.Node, ...], float]:
+    """Scalings by a number above Q and K that nothing else reads, and the scale with them in."""
+    folded = []
+    for node in sides:
+        while len(node.users) == 1 and (op := program.ops.get(node)) is not None:
+            scaled = factor(op)
+            if scaled is not None:
+                folded.append(node)
+                scale *= scaled[1]
+                node = scaled[0].node
+            elif op.target in _MOVES:
+                node = op.operands[0].node
+            else:
+                break
+    return tuple(folded), scale
+
+
+def _may_be_infinite(program: Program, mask: Mask) -> bool:
+    """Whether a mask is made with an infinity and may leave a row without a live key: softmax
+    then gives nan, and the fused kernel zeros."""
+    if has_live_key(mask.function):
+        return False
+    constants = {i.node: program.state[i.target] for i in program.inputs if i.kind == "constant"}
+    seen, stack = set(), [mask.recipe.node]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        stack.extend(node.all_input_nodes)
+        held = constants.get(node)
+        if held is not None and held.is_floating_point() and bool(held.isinf().any()):
+            return True
+        flat = [*node.args, *node.kwargs.values()]
+        if any(isinstance(a, float) and math.isinf(a) for a in flat):
+            return True
+    return any(
+        isinstance(a, float) and math.isinf(a) for _, args in mask.recipe.steps for a in args
+    )
+
+
+# --- editing --------------------------------------------------------------------------------
+
+
+def _apply(draft: Draft, found: Attention) -> str:
+    at = draft.new[found.out]
+    scores, value = found.scores, found.value
+    key = scores.key.transpose()
+    groups = _groups(draft.program, key, value) if len(found.batch) == 2 else None
+    if groups is not None:
+        key, value = groups[1], groups[2]
+    parts = []
+    for part in (scores.query, key, value):
+        whole = part.view((*_four(part.shape[:-2]), *part.shape[-2:])).emit(draft, at)
+        parts.append(_dense(draft, whole, at))
+    causal = len(scores.masks) == 1 and scores.masks[0].is_causal
+    mask = None if causal else _sum(draft, scores.masks, found.batch, at)
+    fused = draft.call(
+        aten.scaled_dot_product_attention.default,
+        (*parts, mask, 0.0, causal),
+        {"scale": scores.scale, **({"enable_gqa": True} if groups else {})},
+        at=at,
+    )
+    result = draft.view(fused, (*found.out_batch, *draft.shape(fused)[-2:]), at=at)
+    if found.order is not None:
+        result = draft.call(aten.permute.default, (result, list(found.order)), at=at)
+    draft.replace(at, result)
+    for node in found.folded:
+        scaling = draft.new[node]
+        draft.replace(scaling, next(a for a in scaling.args if isinstance(a, fx.Node)))
+    traits = ["causal"] if causal else [] if mask is None else ["with a mask"]
+    traits += [f"{groups[0]} query heads to a key head"] if groups else []
+    name = "scaled_dot_product_attention"
+    return ", ".join([f"attention of {draft.module(at)} as {name}", *traits])
+
+
+def _four(batch: tuple[Size, ...]) -> tuple[Size, ...]:
+    """Batch dims as the two that the fused kernels take: all but the last are merged."""
+    if len(batch) <= 2:
+        return (*(1,) * (2 - len(batch)), *batch)
+    merged: Size = 1
+    for size in batch[:-1]:
+        merged = merged * size
+    return (merged, batch[-1])
+
+
+def _dense(draft: Draft, node: fx.Node, at: fx.Node) -> fx.Node:
+    """The fused kernels want the elements of a head side by side."""
+    if draft.info(node).stride[-1] == 1:
+        return node
+    layout = {"memory_format": torch.contiguous_format}
+    return draft.call(aten.clone.default, (node,), layout, at=at)
+
+
+def _sum(
+    draft: Draft, masks: tuple[Mask, ...], batch: tuple[Size, ...], at: fx.Node
+) -> fx.Node | None:
+    total = None
+    for mask in masks:
+        made = _mask_of_four(mask.recipe, batch).emit(draft, at)
+        total = made if total is None else draft.call(aten.add.Tensor, (total, made), at=at)
+    return total
+
+
+def _mask_of_four(mask: Recipe, batch: tuple[Size, ...]) -> Recipe:
+    """A mask that broadcasts to `[*batch, m, n]` as one that does to `[*_four(batch), m, n]`."""
+    lead = mask.shape[:-2]
+    lead = (*(1,) * (len(batch) - len(lead)), *lead)
+    matrix = mask.shape[-2:] if mask.ndim >= 2 else (1,) * (2 - mask.ndim) + mask.shape
+    if len(batch) > 2:
+        if not all(have == 1 for have in lead[:-1]) and lead[:-1] != batch[:-1]:
+            lead = (*batch[:-1], lead[-1])
+            mask = mask.expand((*lead, *matrix))
+        merged = _four(lead)
+        return mask.view((*merged, *matrix))
+    return mask.view((*_four(lead), *matrix))
+
+
+def _groups(program: Program, key: Recipe, value: Recipe) -> tuple[int, Recipe, Recipe] | None:
+    """Keys and values that were repeated for each group of query heads, and how often:
+
+    before   [b, h, s, d] → unsqueeze → expand [b, h, g, s, d] → view [b, h·g, s, d]
+    after    [b, h, s, d], with enable_gqa
+    """
+    keys, values = _repeated(program, key), _repeated(program, value)
+    if keys is None or values is None or keys[0] != values[0]:
+        return None
+    return keys[0], keys[1], values[1]
+
+
+def _repeated(program: Program, part: Recipe) -> tuple[int, Recipe] | None:
+    if part.steps == ((aten.transpose.int, (-2, -1)),):
+        # K stands transposed in the graph: look above a transpose of the last two dims.
+        op = program.ops.get(part.node)
+        if op is None or op.target is not aten.transpose.int:
+            return None
+        if {op["dim0"] % 4, op["dim1"] % 4} != {2, 3} or op.out.ndim != 4:
+            return None
+        return _repeated(program, Recipe(op.operands[0].node, part.shape))
+    op = program.ops.get(part.node)
+    if part.steps or op is None or op.target not in (aten.view.default, aten._unsafe_view.default):
+        return None
+    op = program.ops.get(op.operands[0].node)
+    if op is not None and op.target is aten.clone.default:
+        op = program.ops.get(op.operands[0].node)
+    if op is None or op.target is not aten.expand.default or op.out.ndim != 5:
+        return None
+    source, wide = program.ops.get(op.operands[0].node), op.out.shape
+    if source is None or source.target is not aten.unsqueeze.default or source["dim"] % 5 != 2:
+        return None
+    base: Operand = source["self"]
+    times = wide[2]
+    narrow = (wide[0], wide[1], *wide[3:])
+    if not isinstance(times, int) or base.shape != narrow:
+        return None
+    if part.shape != (wide[0], wide[1] * times, *wide[3:]):
+        return None
+    return times, Recipe(base.node, base.shape)
