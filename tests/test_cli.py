@@ -298,10 +298,8 @@ def test_chunk_passes_the_target_on_and_prints_the_plan(
     assert call["memory"] == 300
     assert call["dynamic_shapes"]["input_ids"].keys() == {1}
     assert call["kwargs"]["input_ids"].shape == (1, 8)
-    for text in ("0.98 KiB", "250 B", "−75 %", "0.5 ×", "kept", "softmax over rows"):
+    for text in ("0.98 KiB", "250 B", "−75 %", "0.5 ×", "kept", "softmax over rows", "h × 2"):
         assert text in result.stdout
-    # Two equal regions are one row.
-    assert result.stdout.count("softmax over rows") == 1
     assert report.exists()
     assert output.exists()
 
@@ -309,9 +307,9 @@ def test_chunk_passes_the_target_on_and_prints_the_plan(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"regions": ()}, "nothing to split"),
+        ({"regions": (), "peak_bytes": 1000, "budget": 2000}, "nothing to do"),
         ({"budget": None}, "the fastest plan"),
-        ({"budget": 200}, "exceeded"),
+        ({"budget": 200}, "not kept"),
     ],
 )
 def test_the_verdict_on_the_budget(
@@ -330,3 +328,12 @@ def test_version() -> None:
     result = run("--version")
     assert result.exit_code == 0
     assert result.stdout.startswith("quire ")
+
+
+def test_what_is_measured_is_held_against_the_budget(
+    config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quire, "chunk", lambda *_, **__: Small(plan()), raising=False)
+    for peak, says in ((300, "budget kept"), (301, "budget not kept")):
+        monkeypatch.setattr(cli, "_measure", lambda *_, peak=peak: cli.Measured(peak, 0.5))
+        assert says in run("chunk", config(GPT2)).stdout

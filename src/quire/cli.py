@@ -7,10 +7,8 @@ import json
 import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +19,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import quire
@@ -30,11 +27,11 @@ from quire.capture.target import Target, load_target
 from quire.errors import BudgetError, QuireError
 from quire.measure import environment, peak_rise
 from quire.plan.plan import Plan
-from quire.report.html import rows
-from quire.report.units import bytes_text, change_text, ratio_text, seconds_text
+from quire.report.progress import Bar
+from quire.report.text import print_plan
+from quire.report.units import bytes_text, seconds_text
 
 USER_ERROR = 2  # exit status
-PATIENCE = 1.0  # seconds before a progress bar shows
 
 app = typer.Typer(
     name="quire",
@@ -110,36 +107,6 @@ def print_error(error: QuireError) -> None:
             err.print(f"  [bold]best[/]  {bytes_text(error.best.peak_bytes)}", soft_wrap=True)
 
 
-@contextmanager
-def progress() -> Iterator[Callable[..., None]]:
-    """A callback `(step, done, total)` behind a progress bar that shows after a second.
-
-    A total of 0 means that it is not known.
-    """
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=err,
-        transient=True,
-    )
-    task = bar.add_task("starting", total=None)
-    timer = threading.Timer(PATIENCE, bar.start)
-    timer.daemon = True
-    timer.start()
-
-    def report(step: str, done: int = 0, total: int = 0) -> None:
-        bar.update(task, description=step, completed=done, total=total or None)
-
-    try:
-        yield report
-    finally:
-        timer.cancel()
-        timer.join()
-        bar.stop()
-
-
 def parse_memory(text: str | None) -> int | float | str | None:
     """A budget as `quire.chunk` takes it: bytes, a fraction, or text such as 512MiB and min."""
     if text is None:
@@ -183,8 +150,8 @@ def chunk(
     """Split a model's long dims into parts, so that it runs within a byte budget."""
     options = _options(seq, batch, attn, dtype, device)
     _writable(report, trace, output)
-    with progress() as show:
-        show("loading the model")
+    with Bar(err) as bar:
+        bar.step("loading the model", 0, 0)
         loaded = load_target(target, options)
         shapes = _dynamic_shapes(loaded) if dynamic else None
         started = time.perf_counter()
@@ -194,24 +161,26 @@ def chunk(
             loaded.kwargs,
             memory=parse_memory(memory),
             dynamic_shapes=shapes,
-            progress=show,
+            progress=bar.step,
         )
         took = time.perf_counter() - started
         measured = None
         if not plan_only and options.device != "meta":
-            show("running it")
-            measured = _measure(small, loaded, target, options, memory)
+            bar.step("running it", 0, 0)
+            measured = _measure(small, loaded, target, options, memory, dynamic)
         if report is not None:
-            show("writing the report")
+            bar.step("writing the report", 0, 0)
             small.report(report)
         if trace is not None:
-            show("tracing a run")
+            bar.step("tracing a run", 0, 0)
             small.trace(trace, *loaded.args, **loaded.kwargs)
         if output is not None:
-            show("writing the .pt2")
+            bar.step("writing the .pt2", 0, 0)
             small.save(output)
     out.print(f"[bold]{escape(loaded.name)}[/]  captured and planned in {seconds_text(took)}")
-    print_plan(small.plan, measured)
+    print_plan(small.plan, out)
+    if measured is not None:
+        _print_measured(small.plan, measured)
     for path in (report, trace, output):
         if path is not None:
             out.print(
@@ -230,10 +199,10 @@ def tradeoff(
     device: Device = None,
 ) -> None:
     """Show the peak against the predicted time, for a range of budgets."""
-    with progress() as show:
-        show("loading the model")
+    with Bar(err) as bar:
+        bar.step("loading the model", 0, 0)
         loaded = load_target(target, _options(seq, batch, attn, dtype, device))
-        show("planning for a range of budgets")
+        bar.step("planning for a range of budgets", 0, 0)
         points = quire.tradeoff(loaded.model, loaded.args, loaded.kwargs)
     table = Table(box=None, pad_edge=False, title=f"{loaded.name}: predicted", title_justify="left")
     for name in ("budget", "peak", "time"):
@@ -248,8 +217,8 @@ def tradeoff(
 @reported
 def machine() -> None:
     """Show what this machine was measured to do; measures it the first time."""
-    with progress() as show:
-        show("measuring this machine")
+    with Bar(err) as bar:
+        bar.step("measuring this machine", 0, 0)
         measured = quire.machine()
     table = Table(box=None, pad_edge=False, show_header=False)
     for field in attrs.fields(type(measured)):
@@ -263,13 +232,20 @@ def measured_peak(
     target: TargetArgument,
     options: Annotated[str, typer.Option(help="Options as JSON.")],
     memory: Memory = None,
+    dynamic: Dynamic = False,
 ) -> None:
     """Print the measured peak of the chunked module's call in this process, as JSON.
 
     `quire chunk` starts it as a fresh process, in the environment that `quire.measure` asks for.
     """
     loaded = load_target(target, Options(**json.loads(options)))
-    small = quire.chunk(loaded.model, loaded.args, loaded.kwargs, memory=parse_memory(memory))
+    small = quire.chunk(
+        loaded.model,
+        loaded.args,
+        loaded.kwargs,
+        memory=parse_memory(memory),
+        dynamic_shapes=_dynamic_shapes(loaded) if dynamic else None,
+    )
     with torch.inference_mode():
         peak = peak_rise(lambda: small(*loaded.args, **loaded.kwargs), _device_of(loaded))
     print(json.dumps({"peak_bytes": peak}))
@@ -317,7 +293,12 @@ def _device_of(target: Target) -> torch.device:
 
 
 def _measure(
-    small: torch.nn.Module, loaded: Target, spec: str, options: Options, memory: str | None
+    small: torch.nn.Module,
+    loaded: Target,
+    spec: str,
+    options: Options,
+    memory: str | None,
+    dynamic: bool,
 ) -> Measured:
     """One call's peak and time. On a CPU the peak is from a fresh process (see quire.measure)."""
     device = _device_of(loaded)
@@ -337,6 +318,7 @@ def _measure(
     command = [sys.executable, "-m", "quire.cli", "measured-peak", spec]
     command += ["--options", json.dumps(attrs.asdict(options))]
     command += ["--memory", memory] if memory is not None else []
+    command += ["--dynamic"] if dynamic else []
     child = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if child.returncode:
         raise QuireError(
@@ -348,61 +330,12 @@ def _measure(
     return Measured(json.loads(child.stdout.splitlines()[-1])["peak_bytes"], seconds)
 
 
-def print_plan(plan: Plan, measured: Measured | None = None) -> None:
-    """The plan as two small tables: its figures, and its regions with equal ones counted."""
-    figures = Table(box=None, pad_edge=False)
-    figures.add_column("")
-    for name in ("peak", "time"):
-        figures.add_column(name, justify="right")
-    figures.add_row(
-        "baseline, predicted", bytes_text(plan.baseline_bytes), seconds_text(plan.baseline_seconds)
-    )
-    figures.add_row("chunked, predicted", bytes_text(plan.peak_bytes), seconds_text(plan.seconds))
-    if measured is not None:
-        figures.add_row(
-            "chunked, measured", bytes_text(measured.peak_bytes), seconds_text(measured.seconds)
-        )
-    figures.add_row(
-        "change, predicted",
-        change_text(plan.baseline_bytes, plan.peak_bytes),
-        ratio_text(plan.predicted_slowdown),
-    )
-    out.print(figures)
-    out.print(_budget_line(plan, measured))
-    if not plan.regions:
-        out.print("nothing to split: the model runs as it is")
-        return
-    table = Table(box=None, pad_edge=False, title="regions", title_justify="left")
-    for name in ("what", "at"):
-        table.add_column(name, overflow="fold")
-    for name in ("size", "parts", "of", "peak", "unsplit", "alike"):
-        table.add_column(name, justify="right")
-    for row in rows(plan):
-        if not row.first:
-            continue
-        region = row.region
-        table.add_row(
-            "  " * row.depth + escape(region.label),
-            escape(region.module or "(root)"),
-            f"{region.size:,}",
-            f"{region.parts:,}",
-            f"{region.part:,}",
-            bytes_text(region.peak_bytes),
-            bytes_text(region.unsplit_bytes),
-            f"{row.count}",
-        )
-    out.print(table)
-    for rewrite in plan.rewrites:
-        out.print(f"rewrite: {escape(rewrite)}")
-
-
-def _budget_line(plan: Plan, measured: Measured | None) -> str:
-    if plan.budget is None:
-        return "budget none given: the fastest plan"
-    peak = plan.peak_bytes if measured is None else measured.peak_bytes
-    how = "predicted" if measured is None else "measured"
-    kept = "[green]kept[/]" if peak <= plan.budget else "[bold red]exceeded[/]"
-    return f"budget {bytes_text(plan.budget)}: {kept} ({how} {bytes_text(peak)})"
+def _print_measured(plan: Plan, measured: Measured) -> None:
+    line = f"measured: peak {bytes_text(measured.peak_bytes)}"
+    if plan.budget is not None:
+        kept = measured.peak_bytes <= plan.budget
+        line += ", [green]budget kept[/]" if kept else ", [bold red]budget not kept[/]"
+    out.print(f"{line}, time {seconds_text(measured.seconds)}")
 
 
 if __name__ == "__main__":
