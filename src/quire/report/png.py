@@ -51,12 +51,14 @@ def write_timeline_png(
         _area(ax, right, plan.after, PLAN, PLAN_FILL)
     limit = plan.budget if plan.budget is not None and plan.budget < high * 1.6 else 0
     _dress(axes[0], max(high, limit), plan.budget, named=not magnified)
-    _label_peak(axes[0], left, plan.before, BEFORE)
+    _label_peak(axes[0], left, plan.before, SOFT)
     if magnified:
         limit = plan.budget if plan.budget is not None and plan.budget < top * 2 else 0
         _dress(axes[1], max(top, limit) * 1.08, plan.budget, named=True)
+        scales = [(a.get_ylim()[1], a.get_position().height) for a in axes]
+        times = scales[0][0] / scales[1][0] * scales[1][1] / scales[0][1]
         axes[1].set_title(
-            f"the plan alone, magnified {high / top:.0f} ×", loc="left", fontsize=9, color=SOFT
+            f"the plan alone, magnified {times:.0f} ×", loc="left", fontsize=9, color=SOFT
         )
     if plan.after:
         _label_peak(axes[-1], right, plan.after, PLAN)

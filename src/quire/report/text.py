@@ -13,9 +13,8 @@ from quire.plan.plan import Plan, Region
 from quire.report.timeline import unchanged, walk
 from quire.report.units import bytes_text, change_text, ratio_text, seconds_text
 
-
 # Below these widths of the terminal, columns that say less give way.
-FULL, SHORT = 100, 70
+FULL, SHORT = 116, 70
 
 
 def print_plan(plan: Plan, console: Console | None = None) -> None:

@@ -22,8 +22,8 @@ function graph(root) {
     data.groups.forEach((group, i) => {
       if (group.like === i || opened.has(i)) {
         // A short sheet, such as the head, stands beside the small ones rather than alone.
-        if (run && group.steps.length <= 6) return void run.append(full(group));
-        parts.push(full(group));
+        if (run && group.steps.length <= 6) return void run.append(full(group, -1));
+        parts.push(full(group, opened.has(i) ? i : -1));
         run = null;
         return;
       }
@@ -46,7 +46,7 @@ function graph(root) {
     });
   }
 
-  function full(group) {
+  function full(group, index) {
     const inside = pieces(group);
     const depth = Math.max(0, ...inside.map((p) => p.region.depth + 1));
     const names = 10 + depth * FULL.rail + 6;
@@ -77,7 +77,13 @@ function graph(root) {
     }));
     group.steps.forEach((step, row) => frame.append(rowTarget(group, step, row, frame)));
     frame.append(...inside.map((piece) => bracket(piece, FULL)));
-    return html("article", { class: "sheet" }, heading(group, `${group.steps.length} steps`), frame);
+    const head = heading(group, `${group.steps.length} steps`);
+    if (index >= 0) {
+      const close = html("button", { class: "close", type: "button", "aria-label": `fold ${group.label}` }, "×");
+      close.addEventListener("click", () => { opened.delete(index); draw(); });
+      head.append(close);
+    }
+    return html("article", { class: "sheet" }, head, frame);
   }
 
   function mini(group, index) {

@@ -37,7 +37,7 @@ function timeline(root, onSelect) {
     panels.forEach((panel, i) => frame.append(...drawPanel(panel, { x, left, right, first: i === 0 })));
     if (magnified)
       frame.append(svg("text", { x: left, y: panels[1].top - 10, class: "strong" },
-        `The plan alone, magnified ${short(round(panels[0].max / panels[1].max, 0))} ×`));
+        `The plan alone, magnified ${short(round(magnification(...panels), 0))} ×`));
     frame.append(...drawBands(x, bottom + 8), ...drawBottom(x, { left, right, y: height - 5, end }));
     state.marks = { x, end, panels, cursor: svg("g", { class: "cursors" }), from: panels[0].top, to: bottom };
     frame.append(state.marks.cursor);
@@ -48,6 +48,9 @@ function timeline(root, onSelect) {
     });
     frame.addEventListener("pointerleave", reset);
   }
+
+  // How much taller a byte stands in the lower panel.
+  const magnification = (a, b) => (a.max / a.height) * (b.height / b.max);
 
   function drawPanel(panel, { x, left, right, first }) {
     const parts = [];
