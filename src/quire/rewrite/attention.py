@@ -20,7 +20,7 @@ from torch import fx
 
 from quire.capture.program import Operand, Program, Size
 from quire.rewrite.contraction import product
-from quire.rewrite.draft import Draft
+from quire.rewrite.draft import Draft, Refused
 from quire.rewrite.index_function import Evaluator, has_live_key
 from quire.rewrite.recipe import Recipe
 from quire.rewrite.scores import Mask, ScoreReader, Scores, factor, is_same, keeps_matrix

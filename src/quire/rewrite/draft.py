@@ -15,6 +15,7 @@ import sympy
 import torch
 from torch import fx
 from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.utils._sympy.functions import FloorDiv
 
 from quire.capture.build import rebuild, size_of, tensor_info, where_of
 from quire.capture.clean import clean
@@ -107,7 +108,8 @@ class Draft:
 
     def size_arguments(self, shape: Sequence[Size]) -> list[Any]:
         """Sizes as a call's arguments: ints, and nodes for what follows from lengths."""
-        return [s if isinstance(s, int) else self._size_node(s) for s in shape]
+        plain = [int(s) if isinstance(s, int | sympy.Integer) else s for s in shape]
+        return [s if isinstance(s, int) else self._size_node(s) for s in plain]
 
     def finish(self) -> Program:
         """Carry changed strides through, drop what has become idle, and build the program.
@@ -144,16 +146,20 @@ class Draft:
             if symbol is None:
                 raise Refused(f"no input has the length {size}")
             node = self._size_call(aten.sym_size.int, (self.new[symbol.source], symbol.dim))
+        elif isinstance(size, FloorDiv):
+            node = self._size_call(operator.floordiv, tuple(self.size_arguments(size.args)))  # type: ignore[arg-type]
+        elif isinstance(size, sympy.Pow) and size.exp.is_Integer and size.exp > 0:
+            node = self._fold(operator.mul, [size.base] * int(size.exp))
         elif isinstance(size, sympy.Add | sympy.Mul):
             function = operator.add if isinstance(size, sympy.Add) else operator.mul
-            node = reduce(
-                lambda a, b: self._size_call(function, (a, b)),
-                [int(p) if p.is_Integer else self._size_node(p) for p in size.args],  # type: ignore[arg-type]
-            )
+            node = self._fold(function, size.args)
         else:
             raise Refused(f"the size {size}")
-        self._sizes[size] = node  # type: ignore[assignment]
-        return node  # type: ignore[return-value]
+        self._sizes[size] = node
+        return node
+
+    def _fold(self, function: Any, sizes: Sequence[Any]) -> fx.Node:
+        return reduce(lambda a, b: self._size_call(function, (a, b)), self.size_arguments(sizes))
 
     def _size_call(self, function: Any, args: tuple[Any, ...]) -> fx.Node:
         last_input = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
