@@ -39,9 +39,25 @@ def convolution(op: Op) -> Flow:
     axes += channel_axes(op, channel, transposed)
     flops = flops_of(op, transposed)
     if transposed:
+        axes += spread_axes(op, channel, spatial)
         return make_flow(op, axes, why="places overlap where it is written", flops=flops)
     axes += spatial_axes(op, channel, spatial)
     return make_flow(op, axes, why="padded by name, in several dims", flops=flops)
+
+
+def spread_axes(op: Op, channel: int, spatial: int) -> list[Axis]:
+    """Dims of a transposed convolution in which each input pixel fills `stride` outputs alone."""
+    source, weight = op["input"], op["weight"]
+    names = ("stride", "padding", "output_padding", "dilation")
+    stride, padding, more, dilation = (per_dim(op[n], spatial) for n in names)
+    axes: list[Axis] = []
+    for i in range(spatial):
+        dim = channel + 1 + i
+        reach = dilation[i] * (weight.shape[2 + i] - 1) + 1
+        if padding[i] == 0 and reach + more[i] == stride[i]:
+            writes = {0: span(dim, scale=stride[i])}
+            axes.append(make_axis(op, source.shape[dim], {source.index: span(dim)}, writes))
+    return axes
 
 
 def flops_of(op: Op, transposed: bool) -> Size:
@@ -104,12 +120,13 @@ def spatial_axes(op: Op, channel: int, spatial: int) -> list[Axis]:
         paddings = [0] * spatial if named else per_dim(op["padding"], spatial)
     axes: list[Axis] = []
     for i in range(spatial):
-        padded = op["padding"] == "same"
-        if padded and any(n != 1 for k, n in enumerate(reach) if k != i):
-            continue  # `valid`, by which the edit replaces it, is for all dims
+        # `same` has to become `valid`, which is for all dims, but where it adds nothing.
+        same = op["padding"] == "same" and reach[i] != 1
+        if same and any(n != 1 for k, n in enumerate(reach) if k != i):
+            continue
         dim = channel + 1 + i
         read = window(dim, strides[i], paddings[i], reach[i], fill=0.0)
-        edit = not_padded(i, spatial, named)
+        edit = None if named and not same else not_padded(i, spatial, named)
         size = op.out.shape[dim]
         axes.append(make_axis(op, size, {source.index: read}, {0: span(dim)}, edit=edit))
     return axes

@@ -48,10 +48,14 @@ def scalar(op: Op) -> Flow:
 def arange(op: Op) -> Flow:
     """`end` alone becomes `start` and `end`: the edit is for the op's longer overload."""
     start, step, end = op.get("start", 0), op.get("step", 1), op["end"]
-    if not all(isinstance(v, int) or getattr(v, "is_integer", False) for v in (start, step, end)):
+    if not all(is_whole(v) for v in (start, step, end)):
         return nothing(op, "steps that are not whole numbers round differently in parts")
     edit = numbered("step" in op.arguments, start, step)
     return make_flow(op, [make_axis(op, op.out.shape[0], {}, {0: span(0)}, edit=edit)])
+
+
+def is_whole(value: Any) -> bool:
+    return value.is_integer is True if isinstance(value, sympy.Expr) else isinstance(value, int)
 
 
 def numbered(steps: bool, start: Any, step: Any) -> Edit:

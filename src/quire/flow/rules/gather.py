@@ -55,7 +55,8 @@ def gather(op: Op) -> Flow:
 def take_along_dim(op: Op) -> Flow:
     source, index = op["self"], op["indices"]
     if op["dim"] is None:
-        return nothing(op, "it flattens its operands first")
+        dims = {0: 0} if index.ndim == 1 else {}
+        return make_flow(op, mapped(op, dims, index), why="it flattens its operands first")
     dim = wrap(op["dim"], source.ndim)
     axes = []
     for d, size in enumerate(op.out.shape):
@@ -165,7 +166,33 @@ def index_put(op: Op) -> Flow:
                 continue
             reads[values.index] = span(own)
         axes.append(make_axis(op, source.shape[d], reads, {0: span(d)}))
+    axes += mask_axes(op, indices, len(dims) - place)
     return make_flow(op, axes, why="an index may stand for any place in this dim")
+
+
+def mask_axes(op: Op, indices: list[Operand | None], behind: int) -> list[Axis]:
+    """The dims of a mask that is the only index, if all it chooses get the same values.
+
+    `behind` dims of the values stand for dims of `self` after the mask's.
+    """
+    source, values = op["self"], op["values"]
+    used = [d for d, index in enumerate(indices) if index is not None]
+    masks = {id(index): index for index in indices if index is not None}
+    if len(masks) != 1:
+        return []
+    (mask,) = masks.values()
+    own = values.ndim - behind - 1
+    if mask.info.dtype.itemsize != 1 or (own >= 0 and values.shape[own] != 1):
+        return []
+    return [
+        make_axis(
+            op,
+            source.shape[d],
+            {source.index: span(d), mask.index: span(d - used[0])},
+            {0: span(d)},
+        )
+        for d in used
+    ]
 
 
 @rule(*aten("index_add index_copy index_fill.int_Scalar index_fill.int_Tensor"))

@@ -114,14 +114,14 @@ def batch_norm(op: Op) -> Flow:
         whole = op["use_input_stats"]
     elif name == "batch_norm":
         whole = op["training"] or op["running_mean"] is None
-    if whole and name == "batch_norm":
-        return nothing(op, "its statistics are of the whole batch")
+    if whole and op["running_mean"] is not None:
+        return nothing(op, "it updates the running statistics")
     axes = []
     for dim, size in enumerate(source.shape):
         reads = {source.index: span(dim)}
         if dim == 1:
             reads |= {o.index: span(0) for o in op.operands[1:]}
-        if not whole or dim < 2:
+        if not whole or dim == 1 or (dim == 0 and name == "instance_norm"):
             axes.append(make_axis(op, size, reads, {0: span(dim)}))
     return make_flow(op, axes, why="normalised over this dim", flops=2 * numel(op))
 

@@ -89,16 +89,19 @@ def vector_norm(op: Op) -> Flow:
 
 @rule(*aten("cross_entropy_loss nll_loss nll_loss_nd nll_loss_forward nll_loss2d_forward"))
 def cross_entropy(op: Op) -> Flow:
-    """Only the losses of single rows split: sums and means weigh rows by the data."""
+    """Losses of single rows, and their sum, split; a mean weighs rows by the data."""
     name = op.target._schema.name.removeprefix("aten::")
     scores, target = op["self"], op["target"]
-    if op["reduction"] != 0 or name.endswith("forward") or target.ndim != scores.ndim - 1:
+    summed = op["reduction"] == 2 and not name.endswith("forward")
+    if not (op["reduction"] == 0 or summed) or target.ndim != scores.ndim - 1:
         return nothing(op, "the rows that count depend on the targets")
     axes = []
+    join = Join.SUM if summed else Join.CONCAT
     for dim, size in enumerate(target.shape):
         place = dim + (dim >= 1 or scores.ndim == 1)
         reads: dict[int, Span] = {scores.index: span(place), target.index: span(dim)}
-        axes.append(make_axis(op, size, reads, {0: span(dim)}))
+        writes = {} if summed else {0: span(dim)}
+        axes.append(make_axis(op, size, reads, writes, join=join))
     return make_flow(op, axes, flops=8 * scores.info.numel)
 
 

@@ -161,25 +161,30 @@ def reshape(op: Op) -> Flow:
     return reshaping(op, op["self"], resize("shape" if "shape" in op.arguments else "size"))
 
 
-@rule(*aten("flatten.using_ints ravel squeeze squeeze.dim squeeze.dims unsqueeze"))
+@rule(*aten("flatten.using_ints ravel unsqueeze"))
 def renamed(op: Op) -> Flow:
-    """Views that need no size: a dim of size 1 more or less, or several dims become one.
-
-    `squeeze` without dims drops every dim of size 1, so a part of one unit would lose its dim.
-    """
-    if op.target in aten("squeeze"):
-        return reshaping(op, op["self"], squeeze_only(op))
+    """Views that need no size: a dim of size 1 more, or several dims become one."""
     return reshaping(op, op["self"], None)
 
 
-def squeeze_only(op: Op) -> Edit:
-    """`squeeze` of the dims that were of size 1 at first."""
-    dims = [d for d, s in enumerate(op["self"].shape) if s == 1]
-
-    def edit(part: Part) -> Mapping[str, Any]:
-        return {"dim": dims}
-
-    return edit
+@rule(*aten("squeeze squeeze.dim squeeze.dims"))
+def squeeze(op: Op) -> Flow:
+    """Only dims of size 1 go, and a part of one unit has one more of them: the edit names those
+    that the whole has. `squeeze.dim` can name no dim that stays, so that one has no axis.
+    """
+    source: Operand = op["self"]
+    given = wraps(op.get("dim"), source.ndim)
+    gone = [d for d in given if source.shape[d] == 1]
+    found = reshaping(op, source, lambda part: {"dim": gone})
+    if op.target not in aten("squeeze.dim"):
+        return found
+    stays = set(given) - set(gone)
+    axes = [
+        attrs.evolve(axis, edit=None)
+        for axis in found.axes
+        if not any(read is not None and read.dim in stays for read in axis.reads)
+    ]
+    return make_flow(op, axes, why="a part of one unit would lose this dim")
 
 
 @rule(*aten("unflatten.int"))

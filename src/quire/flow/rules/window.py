@@ -14,6 +14,7 @@ from quire.flow.relation import Axis, Edit, Flow, Part, Span, span, window
 from quire.flow.rules.common import (
     aten,
     divide,
+    equal,
     make_axis,
     make_flow,
     mapped,
@@ -110,7 +111,7 @@ def resized(first: int) -> Edit:
 def pad(op: Op) -> Flow:
     source: Operand = op["self"]
     if op.get("mode", "constant") != "constant":
-        return mirrored(op, source, len(op["pad"]) // 2)
+        return mirrored(op, source, op["pad"])
     value = op["value"] or 0
     axes: list[Axis] = []
     for dim, size in enumerate(op.out.shape):
@@ -138,12 +139,13 @@ def less_padding(at: int) -> Edit:
 """)
 )
 def other_pad(op: Op) -> Flow:
-    return mirrored(op, op["self"], len(op["padding"]) // 2)
+    return mirrored(op, op["self"], op["padding"])
 
 
-def mirrored(op: Op, source: Operand, count: int) -> Flow:
+def mirrored(op: Op, source: Operand, pads: list[Any]) -> Flow:
     """Padding taken from the tensor itself: only dims that are not padded split."""
-    axes = mapped(op, {d: d for d in range(source.ndim - count)}, source)
+    padded = {source.ndim - 1 - i // 2 for i, n in enumerate(pads) if n != 0}
+    axes = mapped(op, others(source.ndim, *padded), source)
     return make_flow(op, axes, why="padded with its own elements")
 
 
@@ -153,7 +155,12 @@ def roll(op: Op) -> Flow:
     if not op["dims"]:
         return nothing(op, "it rolls over all dims as one")
     dims = wraps(op["dims"], source.ndim)
-    return make_flow(op, mapped(op, others(source.ndim, *dims), source), why="rolled")
+    moved = {
+        d
+        for d, shift in zip(dims, per_dim(op["shifts"], 1), strict=True)
+        if not equal(shift, 0) and not equal(shift, source.shape[d])
+    }
+    return make_flow(op, mapped(op, others(source.ndim, *moved), source), why="rolled")
 
 
 @rule(
@@ -209,10 +216,12 @@ def upsample_smooth(op: Op) -> Flow:
 def shuffle(op: Op) -> Flow:
     source: Operand = op["self"]
     name = op.target._schema.name.removeprefix("aten::")
-    batched = source.ndim == 3 if name in ("im2col", "col2im") and op.out.ndim == 4 else True
-    leading = source.ndim - 3 if name.startswith("pixel") else 1
-    ranks = {d: d for d in range(leading)} if batched and op.out.ndim > 2 else {}
-    return make_flow(op, mapped(op, ranks, source), why="channels and pixels trade places")
+    ranks = {"im2col": 3, "col2im": 2, "channel_shuffle": source.ndim - 1}
+    leading = range(source.ndim - ranks.get(name, 3))
+    axes = mapped(op, {d: d for d in leading}, source)
+    if name == "channel_shuffle":
+        axes += mapped(op, {d: d for d in range(2, source.ndim)}, source)
+    return make_flow(op, axes, why="channels and pixels trade places")
 
 
 @rule(*aten("unfold unfold_copy"))
