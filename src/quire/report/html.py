@@ -82,6 +82,7 @@ def render(
         data=_json(data),
         has_timeline=bool(plan.before or plan.after),
         alike=any(group["like"] != i for i, group in enumerate(data["groups"])),
+        has_graph=bool(data["groups"]),
         points=len(data["tradeoff"]),
         rows=rows(plan),
         source=highlight(source),

@@ -67,7 +67,9 @@ class Bar:
         self._timer.cancel()
         with self._lock:
             self._ended = True
-            self._progress.stop()
+            # One that never started would still print an empty line where there is no terminal.
+            if self.shown:
+                self._progress.stop()
 
     def step(self, name: str, done: int, total: int) -> None:
         self._progress.update(

@@ -24,7 +24,10 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
 
 
 def summary(plan: Plan, width: int = FULL) -> RenderableType:
-    """Key figures and regions, for rich to lay out in `width` columns."""
+    """Key figures and regions, for rich to lay out in `width` columns.
+
+    Names from the model are `Text`, so that brackets in them are no markup.
+    """
     parts: list[RenderableType] = [_figures(plan)]
     if plan.regions:
         parts += [Text(), _regions(plan, width)]
@@ -37,7 +40,7 @@ def _figures(plan: Plan) -> Table:
     table.add_column(style="dim")
     table.add_column(justify="right", no_wrap=True)
     table.add_column()
-    table.add_row("peak, model as it is", bytes_text(plan.baseline_bytes), _at_peak(plan))
+    table.add_row("peak, model as it is", bytes_text(plan.baseline_bytes), Text(_at_peak(plan)))
     change = change_text(plan.baseline_bytes, plan.peak_bytes)
     note = "nothing to do" if unchanged(plan) else change
     table.add_row("peak, plan", Text(bytes_text(plan.peak_bytes), style="bold"), note)
@@ -46,7 +49,7 @@ def _figures(plan: Plan) -> Table:
     table.add_row("predicted time", ratio_text(plan.predicted_slowdown), times)
     if plan.lengths:
         lengths = ", ".join(f"{name} {length:,}" for name, length in plan.lengths)
-        table.add_row("planned for", "", lengths)
+        table.add_row("planned for", "", Text(lengths))
     return table
 
 
@@ -80,9 +83,9 @@ def _regions(plan: Plan, width: int) -> Table:
         (region, depth), count = kind[0], len(kind)
         module = "  " * depth + _tail(region.module or "(root)", 26 if width >= FULL else 18)
         cells: dict[str, Text | str] = {
-            "axis": region.label,
+            "axis": Text(region.label),
             "parts": f"{region.parts:,} × {region.part:,}",
-            "join": region.join,
+            "join": Text(region.join),
             "peak": _change(region.unsplit_bytes, region.peak_bytes, bytes_text, width),
             "time": _change(region.unsplit_seconds, region.seconds, seconds_text, width),
         }

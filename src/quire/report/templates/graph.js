@@ -29,6 +29,8 @@ function graph(root) {
       }
       if (!run) parts.push((run = html("div", { class: "alike-sheets" })));
       run.append(mini(group, i));
+      // Eighty layers beside one sheet would leave the page half empty.
+      if (run.children.length === 24) run.classList.add("many");
     });
     sheets.replaceChildren(...parts);
   }
@@ -111,7 +113,10 @@ function graph(root) {
     const [y1, y2] = [from * size.row + 1.5, to * size.row - 1.5];
     const foot = size === FULL ? 5 : 3;
     const d = `${begins ? `M${x + foot} ${y1}H${x}` : `M${x} ${y1 - 1.5}`}V${ends ? `${y2}H${x + foot}` : y2 + 1.5}`;
-    return describe(svg("path", { class: `bracket c${region.shape % 6}`, "data-region": region.name, d }), region);
+    const line = svg("path", { class: `bracket c${region.shape % 6}`, "data-region": region.name, d });
+    // A line is hard to point at; the rail it stands in is not.
+    const rail = svg("rect", { x: x - 3, y: y1, width: size.rail, height: y2 - y1, fill: "transparent" });
+    return describe(svg("g", {}, rail, line), region);
   }
 
   function edgesWithin(group) {

@@ -5,8 +5,9 @@ function timeline(root, onSelect) {
   const state = { mode: "step", width: 0, marks: null };
   const peakOf = (s) => s.bytes.reduce((best, n, i) => (n > s.bytes[best] ? i : best), 0);
   const peaks = { before: peakOf(series.before), plan: peakOf(series.plan) };
-  const top = Math.max(data.peak, ...series.plan.bytes.slice(peaks.plan, peaks.plan + 1));
-  const highest = Math.max(data.baseline, top);
+  // A plan's bounds may lie above its moments, so the room is for both.
+  const top = Math.max(data.peak, series.plan.bytes[peaks.plan] ?? 0);
+  const highest = Math.max(data.baseline, series.before.bytes[peaks.before] ?? 0, top) || 1;
   const magnified = series.plan.bytes.length > 0 && highest / top > 2.2;
 
   const running = (seconds) => seconds.reduce((sums, s) => (sums.push(sums.at(-1) + s), sums), [0]);
@@ -39,6 +40,9 @@ function timeline(root, onSelect) {
       frame.append(svg("text", { x: left, y: panels[1].top - 10, class: "strong" },
         `The plan alone, magnified ${short(round(magnification(...panels), 0))} ×`));
     frame.append(...drawBands(x, bottom + 8), ...drawBottom(x, { left, right, y: height - 5, end }));
+    const named = root.querySelector(".key.budget");
+    if (named && !panels.some((panel) => data.budget <= panel.max))
+      named.textContent = `budget ${bytesText(data.budget)}, above this chart`;
     state.marks = { x, end, panels, cursor: svg("g", { class: "cursors" }), from: panels[0].top, to: bottom };
     frame.append(state.marks.cursor);
     chart.replaceChildren(frame);

@@ -1,0 +1,65 @@
+"""The Chrome trace."""
+
+import json
+
+import pytest
+import torch
+
+from quire.report.trace import TraceRecorder
+
+
+def events(recorder, kind):
+    return [e for e in json.loads(recorder.to_json())["traceEvents"] if e["ph"] == kind]
+
+
+def test_slices_and_counters_in_microseconds_from_the_first(tmp_path):
+    recorder = TraceRecorder()
+    recorder.counter("memory", 10.0, 0)
+    recorder.slice("h0_rows", 10.5, 0.25, {"parts": 32})
+    recorder.counter("memory", 10.5, 1 << 20)
+    path = recorder.write(tmp_path / "new" / "trace.json")
+    trace = json.loads(path.read_text())
+    assert trace["displayTimeUnit"] == "ms"
+    (piece,) = events(recorder, "X")
+    assert (piece["ts"], piece["dur"], piece["args"]) == (500_000, 250_000, {"parts": 32})
+    counters = events(recorder, "C")
+    assert [(e["ts"], e["args"]["bytes"]) for e in counters] == [(0, 0), (500_000, 1 << 20)]
+    assert {e["name"] for e in counters} == {"memory"}
+
+
+def test_each_track_has_a_name_and_a_number():
+    recorder = TraceRecorder("gpt2")
+    recorder.slice("a", 0, 1)
+    recorder.slice("b", 0, 1, track="copy")
+    names = {e["tid"]: e["args"]["name"] for e in events(recorder, "M") if e["tid"]}
+    assert names == {1: "run", 2: "copy"}
+    assert {e["name"]: e["tid"] for e in events(recorder, "X")} == {"a": 1, "b": 2}
+    assert "gpt2" in recorder.to_json()
+
+
+def test_span_records_also_what_fails():
+    clock = iter([1.0, 3.0]).__next__
+    recorder = TraceRecorder(clock=clock)
+    with pytest.raises(KeyError), recorder.span("load", rows=3):
+        raise KeyError
+    (piece,) = events(recorder, "X")
+    assert (piece["name"], piece["dur"], piece["args"]) == ("load", 2_000_000, {"rows": 3})
+    assert len(recorder) == 1
+
+
+def test_what_is_no_json_is_shown_as_text():
+    recorder = TraceRecorder()
+    recorder.slice("a", 0, 1, {"dtype": torch.float32, "shape": torch.Size([2, 3])})
+    (piece,) = events(recorder, "X")
+    assert piece["args"] == {"dtype": "torch.float32", "shape": [2, 3]}
+
+
+def test_events_come_in_order_of_time():
+    recorder = TraceRecorder()
+    recorder.slice("late", 5, 1)
+    recorder.slice("early", 1, 9)
+    assert [e["name"] for e in events(recorder, "X")] == ["early", "late"]
+
+
+def test_empty_trace_is_valid():
+    assert json.loads(TraceRecorder().to_json())["traceEvents"]
