@@ -1,8 +1,9 @@
-# make demo    chunk two real models and show memory and time before and after
-# make test    set up and run the tests
-# make check   lint, format, types, import contracts, the audit of the flow rules
-# make bench   the measurements of docs/benchmarks.md
+# make demo      chunk two real models and show memory and time before and after
+# make test      set up and run the tests
+# make check     lint, format, types, import contracts, the audit of the flow rules
+# make bench     the measurements of docs/benchmarks.md
 # make coverage  the table of docs/coverage.md
+# make picture   docs/timeline.png
 #
 # PYTHON picks the interpreter (3.11 to 3.13), PIP_FLAGS goes to every pip install, WORKERS is the
 # number of test processes, each on one thread.
@@ -14,10 +15,11 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench coverage format clean
+.PHONY: demo test check bench coverage picture format clean
 
 # torch goes first and alone: it is the large one, and the rest then builds on the one chosen.
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo 'installing into .venv (a minute or two)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[hf,dev]'
@@ -47,6 +49,9 @@ bench: $(INSTALLED)
 
 coverage: $(INSTALLED)
 	$(BIN)/python tools/coverage.py
+
+picture: $(INSTALLED)
+	$(BIN)/python docs/make_timeline.py
 
 clean:
 	rm -rf .venv build dist out
