@@ -106,18 +106,32 @@ class Draft:
             self._changed |= set(old.users)
         old.replace_all_uses_with(new)
 
+    def rewire(self, node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
+        """Make `node` the call `target(*args)`. Raises Refused, with nothing changed."""
+        before = node.args, node.target
+        try:
+            node.args, node.target = args, target
+            value = self._fake(node.target, node.args, node.kwargs)
+        except Refused:
+            node.args, node.target = before
+            raise
+        if _facts(value) != _facts(node.meta["val"]):
+            self._changed |= set(node.users)
+        node.meta["val"] = value
+
     def size_arguments(self, shape: Sequence[Size]) -> list[Any]:
         """Sizes as a call's arguments: ints, and nodes for what follows from lengths."""
         plain = [int(s) if isinstance(s, int | sympy.Integer) else s for s in shape]
         return [s if isinstance(s, int) else self._size_node(s) for s in plain]
 
-    def finish(self) -> Program:
-        """Carry changed strides through, drop what has become idle, and build the program.
-
-        Raises Refused where that cannot be done.
-        """
+    def clear(self) -> None:
+        """Carry changed strides through, and drop what nothing reads. Raises Refused."""
         self._repropagate()
         clean(self.graph)
+
+    def finish(self) -> Program:
+        """The edited program. Raises Refused."""
+        self.clear()
         return rebuild(self.program, self.graph, self.new)
 
     # --- inside -----------------------------------------------------------------------------
