@@ -1,4 +1,4 @@
-"""Draw docs/timeline.png: the plan of the demo's GPT-2, before and after. `make picture` runs it."""
+"""`make picture`: docs/timeline.png, the plan of the demo's GPT-2 before and after."""
 
 from __future__ import annotations
 
