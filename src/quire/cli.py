@@ -281,7 +281,7 @@ def _dynamic_shapes(target: Target) -> Any:
         raise QuireError(
             "--dynamic: this target does not say which dim is the sequence",
             where=target.name,
-            allowed="Hugging Face models of text and audio samples, and functions that return "
+            allowed="Hugging Face models of text, and functions that return "
             "(model, args, kwargs, dynamic_shapes)",
             fix="leave out --dynamic, or return dynamic_shapes as the fourth value",
         )

@@ -184,7 +184,6 @@ def _inputs(model: Any, config: Any, options: Options, where: str) -> tuple[dict
     elif main == "input_values":
         seq = seq or 16 * DEFAULT_TOKENS
         inputs[main] = torch.randn(batch, seq)
-        lengths[main] = {1: Dim("seq", min=MIN_DYNAMIC, max=max(seq, MIN_DYNAMIC))}
     else:
         raise _unknown_inputs(model, where)
     decoder = "decoder_input_ids"
