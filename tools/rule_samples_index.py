@@ -327,6 +327,12 @@ def index_add(g: Gen) -> Calls:
     yield x, 1, places, g.t(x.shape[0], 3, x.shape[2])
 
 
+@samples("index_reduce")
+def index_reduce(g: Gen) -> Calls:
+    x = g.t(g.n(), g.n(4, 5), g.n())
+    yield x, 1, g.ints(x.shape[1], 3), g.t(x.shape[0], 3, x.shape[2]), "amax"
+
+
 @samples("index_fill.int_Scalar")
 def index_fill(g: Gen) -> Calls:
     x = g.t(g.n(), g.n(3, 5))

@@ -191,6 +191,12 @@ def grid_sampler(g: Gen) -> Calls:
     yield g.t(n, 2, 3, 4, 5), g.t(n, 2, 3, 4, 3), 0, 0, g.flag()
 
 
+@samples("grid_sampler_3d")
+def grid_sampler_3d(g: Gen) -> Calls:
+    n = g.n()
+    yield g.t(n, 2, 3, 4, 5), g.t(n, 2, 3, 4, 3), g.n(0, 1), g.n(0, 1), g.flag()
+
+
 @samples("grid_sampler_2d")
 def grid_sampler_2d(g: Gen) -> Calls:
     n = g.n()

@@ -70,9 +70,7 @@ def span(dim: int, *, scale: Size = 1, outer: Size = 1) -> Span:
     return Span(dim, scale=scale, outer=outer)
 
 
-def window(
-    dim: int, stride: int, padding: int, kernel: int, *, fill: float | None = None
-) -> Span:
+def window(dim: int, stride: int, padding: int, kernel: int, *, fill: float | None = None) -> Span:
     """out[i] reads in[stride·i − padding … stride·i − padding + kernel)."""
     return Span(dim, scale=stride, lo=-padding, hi=kernel - stride - padding, fill=fill)
 

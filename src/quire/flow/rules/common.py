@@ -110,14 +110,20 @@ def make_flow(
 ) -> Flow:
     """A `Flow` whose `opaque` names every dim of the first output that no axis writes.
 
-    `reasons` are for single dims, `why` for the others.
+    `reasons` are for single dims, `why` for the others. Axes whose units hold no element (a tensor
+    repeated 0 times) are left out.
     """
-    axes = tuple(axes)
+    axes = tuple(axis for axis in axes if not _void(axis))
     written = {axis.writes[0].dim for axis in axes if axis.writes and axis.writes[0] is not None}
     ndim = op.outputs[0].ndim if op.outputs else 0
     said = reasons or {}
     opaque = {d: said.get(d, why) for d in range(ndim) if d not in written}
     return Flow(axes=axes, flops=flops, opaque=opaque, pointwise=pointwise)
+
+
+def _void(axis: Axis) -> bool:
+    spans = (s for s in (*axis.reads, *axis.writes) if s is not None)
+    return any(s.outer == 0 or s.scale == 0 for s in spans)
 
 
 def nothing(op: Op, why: str, *, flops: Size = 0) -> Flow:

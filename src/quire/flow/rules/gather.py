@@ -195,7 +195,7 @@ def mask_axes(op: Op, indices: list[Operand | None], behind: int) -> list[Axis]:
     ]
 
 
-@rule(*aten("index_add index_copy index_fill.int_Scalar index_fill.int_Tensor"))
+@rule(*aten("index_add index_copy index_reduce index_fill.int_Scalar index_fill.int_Tensor"))
 def index_add(op: Op) -> Flow:
     source: Operand = op["self"]
     dim = wrap(op["dim"], source.ndim)
@@ -268,15 +268,15 @@ def lookup(op: Op) -> Flow:
 
 @rule(
     *aten("""
-    nonzero masked_select masked_scatter where unique_dim _unique2 put index_reduce
-    unique_consecutive embedding_bag grid_sampler_3d
+    nonzero masked_select masked_scatter where unique_dim _unique2 put
+    unique_consecutive embedding_bag
 """)
 )
 def by_data(op: Op) -> Flow:
     return nothing(op, "what it reads, or how much it gives, depends on the data")
 
 
-@rule(*aten("grid_sampler grid_sampler_2d"))
+@rule(*aten("grid_sampler grid_sampler_2d grid_sampler_3d"))
 def grid_sampler(op: Op) -> Flow:
     """Batch, channels and places of the grid split; any pixel may be read."""
     source, grid = op["input"], op["grid"]

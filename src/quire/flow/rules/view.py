@@ -174,7 +174,7 @@ def squeeze(op: Op) -> Flow:
     """
     source: Operand = op["self"]
     given = wraps(op.get("dim"), source.ndim)
-    gone = [d for d in given if source.shape[d] == 1]
+    gone = [d for d in given if source.ndim and source.shape[d] == 1]
     found = reshaping(op, source, lambda part: {"dim": gone})
     if op.target not in aten("squeeze.dim"):
         return found

@@ -212,16 +212,33 @@ def upsample_smooth(op: Op) -> Flow:
     return make_flow(op, axes, why="weights depend on the place", flops=8 * numel(op))
 
 
-@rule(*aten("pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im"))
+@rule(*aten("channel_shuffle im2col col2im"))
 def shuffle(op: Op) -> Flow:
     source: Operand = op["self"]
     name = op.target._schema.name.removeprefix("aten::")
     ranks = {"im2col": 3, "col2im": 2, "channel_shuffle": source.ndim - 1}
-    leading = range(source.ndim - ranks.get(name, 3))
+    leading = range(source.ndim - ranks[name])
     axes = mapped(op, {d: d for d in leading}, source)
     if name == "channel_shuffle":
         axes += mapped(op, {d: d for d in range(2, source.ndim)}, source)
     return make_flow(op, axes, why="channels and pixels trade places")
+
+
+@rule(*aten("pixel_shuffle pixel_unshuffle"))
+def pixel_shuffle(op: Op) -> Flow:
+    """r² channels of a pixel become the r × r pixels of one channel, or back."""
+    source: Operand = op["self"]
+    channel = source.ndim - 3
+    axes = mapped(op, {d: d for d in range(channel)}, source)
+    factor = op.get("upscale_factor") or op["downscale_factor"]
+    for dim in range(channel, source.ndim):
+        many = span(dim, scale=factor * factor if dim == channel else factor)
+        # The side with more of this dim: shuffling makes pixels, unshuffling channels.
+        widens = (dim != channel) == ("upscale_factor" in op.arguments)
+        read, write = (span(dim), many) if widens else (many, span(dim))
+        size = source.shape[dim] if widens else op.out.shape[dim]
+        axes.append(make_axis(op, size, {0: read}, {0: write}))
+    return make_flow(op, axes)
 
 
 @rule(*aten("unfold unfold_copy"))
