@@ -166,12 +166,12 @@ def _inputs(model: Any, config: Any, options: Options, where: str) -> tuple[dict
     text = config.get_text_config()
     main = model.main_input_name
     inputs: dict[str, torch.Tensor] = {}
-    lengths: dict[str, dict[int, Any]] = {}
+    tokens: Dim | None = None
     if main == "input_ids":
         positions = getattr(text, "max_position_embeddings", None) or DEFAULT_TOKENS
         seq = seq or min(positions, DEFAULT_TOKENS)
         inputs[main] = torch.randint(text.vocab_size, (batch, seq))
-        lengths[main] = {1: Dim("seq", min=MIN_DYNAMIC, max=max(seq, MIN_DYNAMIC))}
+        tokens = Dim("seq", min=MIN_DYNAMIC, max=max(seq, MIN_DYNAMIC))
     elif main == "pixel_values":
         side = seq or _side(config, "image_size", where)
         inputs[main] = torch.randn(batch, getattr(config, "num_channels", 3), side, side)
@@ -191,9 +191,9 @@ def _inputs(model: Any, config: Any, options: Options, where: str) -> tuple[dict
         most = getattr(config, "max_target_positions", None)
         shape = (batch, min(seq or DEFAULT_TOKENS, most or DEFAULT_TOKENS))
         inputs[decoder] = torch.randint(text.vocab_size, shape)
-        lengths.setdefault(decoder, {})
-    dynamic = {k: lengths.get(k, {}) for k in inputs} if lengths.get(main) else None
-    return inputs, dynamic
+    if tokens is None:
+        return inputs, None
+    return inputs, {name: {1: tokens} if name == main else {} for name in inputs}
 
 
 def _side(config: Any, name: str, where: str) -> int:
