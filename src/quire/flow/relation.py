@@ -113,6 +113,8 @@ class Axis:
     join: Join = Join.CONCAT
     init: int | None = None
     edit: Edit | None = None
+    target: Callable[..., Any] | None = None
+    """What computes a part, where the op itself cannot: a function of the op's arguments."""
 
 
 @attrs.frozen

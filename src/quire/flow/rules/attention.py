@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import attrs
+
 from quire.capture.program import Op, Operand, Size
+from quire.flow.parts import causal_rows
 from quire.flow.registry import rule
 from quire.flow.relation import Axis, Flow, Span, span
 from quire.flow.rules.common import aten, divide, equal, make_axis, make_flow, nothing, product
@@ -13,7 +16,8 @@ def attention(op: Op) -> Flow:
     """Batch, heads, query rows and the width of the values split; the keys are needed whole.
 
     With fewer key than query heads a unit is a key head and its G query heads; the second axis
-    over heads takes some of the G for every key head.
+    over heads takes some of the G for every key head. Rows of a causal attention know their place
+    and read the keys up to it.
     """
     if op["dropout_p"]:
         return nothing(op, "it draws random numbers, whose order a split would change")
@@ -32,9 +36,7 @@ def attention(op: Op) -> Flow:
             tried.append((dim, n, span(dim, outer=size), None))
         else:
             reasons[dim] = "keys are broadcast to the queries here"
-    if op["is_causal"]:
-        reasons[rows] = "how much of the keys a row sees depends on its index"
-    else:
+    if not op["is_causal"]:
         tried.append((rows, q.shape[rows], span(rows), None))
     axes: list[Axis] = []
     for dim, size, queries, keys in tried:
@@ -44,6 +46,10 @@ def attention(op: Op) -> Flow:
         else:
             axes.append(found)
     axes.append(make_axis(op, v.shape[-1], {v.index: span(wide)}, {0: span(wide)}))
+    if op["is_causal"]:
+        causal = make_axis(op, q.shape[rows], {q.index: span(rows)}, {0: span(rows)})
+        edit = lambda part: {"is_causal": part.lo}  # noqa: E731
+        axes.append(attrs.evolve(causal, edit=edit, target=causal_rows))
     width = q.shape[-1] + v.shape[-1]
     flops = 2 * product(q.shape[:-1]) * k.shape[-2] * width
     return make_flow(op, axes, reasons=reasons, flops=flops)

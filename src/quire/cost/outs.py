@@ -1,0 +1,62 @@
+"""Ops whose CPU kernel writes straight into a given buffer, with no temporary of its own.
+
+Measured with torch's profiler on torch 2.13; `runtime/kernels.py` says how each is called.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+aten: Any = torch.ops.aten
+
+ANY_LAYOUT: dict[Any, str] = {
+    aten.add.Tensor: "torch.add",
+    aten.sub.Tensor: "torch.sub",
+    aten.mul.Tensor: "torch.mul",
+    aten.div.Tensor: "torch.div",
+    aten.pow.Tensor_Scalar: "torch.pow",
+    aten.pow.Tensor_Tensor: "torch.pow",
+    aten.neg.default: "torch.neg",
+    aten.exp.default: "torch.exp",
+    aten.tanh.default: "torch.tanh",
+    aten.sigmoid.default: "torch.sigmoid",
+    aten.rsqrt.default: "torch.rsqrt",
+    aten.sqrt.default: "torch.sqrt",
+    aten.cos.default: "torch.cos",
+    aten.sin.default: "torch.sin",
+    aten.erf.default: "torch.erf",
+    aten.abs.default: "torch.abs",
+    aten.maximum.default: "torch.maximum",
+    aten.minimum.default: "torch.minimum",
+    aten.silu.default: "kernels.silu",
+    aten.relu.default: "kernels.relu",
+    aten.where.self: "torch.where",
+    aten.mean.dim: "torch.mean",
+    aten.sum.dim_IntList: "torch.sum",
+    aten.amax.default: "torch.amax",
+    aten.amin.default: "torch.amin",
+    aten.cat.default: "torch.cat",
+    aten.mm.default: "torch.mm",
+    aten.bmm.default: "torch.bmm",
+    aten.addmm.default: "torch.addmm",
+    aten.baddbmm.default: "torch.baddbmm",
+    aten.linear.default: "kernels.linear",
+    aten.embedding.default: "kernels.embedding",
+    aten.clone.default: "kernels.copy",
+    aten._to_copy.default: "kernels.copy",
+}
+"""Right for any strides of the buffer."""
+
+DENSE: dict[Any, str] = {
+    aten.softmax.int: "kernels.softmax",
+    aten._softmax.default: "kernels.softmax",
+    aten.gelu.default: "kernels.gelu",
+    aten.matmul.default: "kernels.matmul",
+}
+"""Right, or free of temporaries, only where the buffer is contiguous: `_softmax.out` and the erf
+form of `gelu.out` give wrong numbers otherwise."""
+
+OVERWRITES: frozenset[Any] = frozenset({aten.softmax.int, aten._softmax.default})
+"""Not pointwise, yet right when the buffer is the operand itself."""

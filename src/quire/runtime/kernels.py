@@ -1,0 +1,120 @@
+"""Ops that write into a given buffer, for emitted code: each takes its op's arguments and `out`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
+    """`x` [..., K], `weight` [N, K], `out` [..., N]."""
+    w = weight.t()
+    if x.dim() == 2:
+        _row_product(x, w, bias, out)
+        return out
+    rows = out.numel() // out.shape[-1] if out.shape[-1] else 0
+    flat_x, flat_out = _rows(x, rows), _rows(out, rows)
+    if flat_x is not None and flat_out is not None:
+        _row_product(flat_x, w, bias, flat_out)
+        return out
+    for part, into in zip(x.unbind(0), out.unbind(0), strict=True):
+        linear(part, weight, bias, out=into)
+    return out
+
+
+def _rows(x: Tensor, rows: int) -> Tensor | None:
+    """`x` as [rows, last] without a copy, or None."""
+    step, size = None, 1
+    for length, stride in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
+        if length == 1:
+            continue
+        if step is not None and stride != step * size:
+            return None
+        step = stride if step is None else step
+        size *= length
+    return x.as_strided((rows, x.shape[-1]), (step or x.shape[-1], x.stride(-1)))
+
+
+def _row_product(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    if bias is None:
+        torch.mm(x, w, out=out)
+    else:
+        torch.addmm(bias, x, w, out=out)
+
+
+def matmul(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+    """Any of `torch.matmul`'s forms; batched products on merged batch dims where these merge."""
+    if a.dim() == b.dim() >= 3 and a.shape[:-2] == b.shape[:-2] == out.shape[:-2]:
+        batch = out.shape[:-2].numel()
+        merged = [_batched(t, batch) for t in (a, b, out)]
+        if all(t is not None for t in merged):
+            torch.bmm(merged[0], merged[1], out=merged[2])  # type: ignore[arg-type]
+            return out
+    return torch.matmul(a, b, out=out)
+
+
+def _batched(x: Tensor, batch: int) -> Tensor | None:
+    step, size = None, 1
+    for length, stride in zip(reversed(x.shape[:-2]), reversed(x.stride()[:-2]), strict=True):
+        if length == 1:
+            continue
+        if step is not None and stride != step * size:
+            return None
+        step = stride if step is None else step
+        size *= length
+    return x.as_strided((batch, *x.shape[-2:]), (step or 0, *x.stride()[-2:]))
+
+
+def softmax(
+    x: Tensor, dim: int, half_to_float: Any = None, *, dtype: Any = None, out: Tensor
+) -> Tensor:
+    return torch.softmax(x, dim, out=out) if out.dtype == x.dtype else out.copy_(x.softmax(dim))
+
+
+def gelu(x: Tensor, *, approximate: str = "none", out: Tensor) -> Tensor:
+    return torch._C._nn.gelu(x, approximate=approximate, out=out)
+
+
+def silu(x: Tensor, *, out: Tensor) -> Tensor:
+    return torch._C._nn.silu(x, out=out)
+
+
+def relu(x: Tensor, *, out: Tensor) -> Tensor:
+    return torch.clamp_min(x, 0, out=out)
+
+
+def embedding(weight: Tensor, ids: Tensor, *_: Any, out: Tensor) -> Tensor:
+    torch.index_select(weight, 0, ids.reshape(-1), out=out.view(-1, weight.shape[-1]))
+    return out
+
+
+def copy(x: Tensor, *, out: Tensor, **_: Any) -> Tensor:
+    return out.copy_(x)
+
+
+def part(x: Tensor, dim: int, lo: int, hi: int, outer: int = 1, fill: float | None = None) -> Tensor:
+    """`x` at the indices `[lo, hi)` of `dim`, in each of its `outer` blocks.
+
+    Positions outside the block are cut off, or, where `fill` is given, hold that value.
+    """
+    if outer > 1:
+        blocks = x.unflatten(dim, (outer, x.shape[dim] // outer))
+        return part(blocks, dim + 1, lo, hi, fill=fill).flatten(dim, dim + 1)
+    size = x.shape[dim]
+    first, last = max(lo, 0), min(hi, size)
+    inside = x.narrow(dim, first, max(last - first, 0))
+    if fill is None or (first == lo and last == hi):
+        return inside
+    pad = [0, 0] * (x.dim() - 1 - dim) + [first - lo, hi - last]
+    return torch.nn.functional.pad(inside, pad, value=fill)
+
+
+def put(out: Tensor, x: Tensor, dim: int, lo: int, hi: int, outer: int = 1) -> None:
+    """Write `x` to the indices `[lo, hi)` of `dim` of `out`, in each of its `outer` blocks."""
+    if outer > 1:
+        blocks = out.unflatten(dim, (outer, out.shape[dim] // outer))
+        put(blocks, x.unflatten(dim, (outer, x.shape[dim] // outer)), dim + 1, lo, hi)
+    else:
+        out.narrow(dim, lo, hi - lo).copy_(x)
