@@ -139,7 +139,7 @@ def measure(job: Job) -> dict[str, Any]:
     if job.what == "memory" and job.device == "cpu" and not rss.exact():
         raise RuntimeError(f"memory is measured with {rss.ENVIRONMENT} in the environment")
     torch.set_num_threads(job.threads)
-    device = "meta" if job.what == "plan" else job.device
+    device = "hollow" if job.what == "plan" else job.device
     built = build(
         job.case, job.size, _attention(job), length=job.length, layers=job.layers, device=device
     )

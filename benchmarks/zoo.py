@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import attrs
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from benchmarks import diffusion, text, vision
 
@@ -37,8 +38,8 @@ class Case:
     """One model family at two sizes.
 
     `make(real, attn, length, layers)` returns `(model, args, kwargs)`; `layers` is None for the
-    size's own depth. `step` is what a length must be a multiple of, `least` the shortest one, `small * grows` the
-    longest that the small model is tried at.
+    size's own depth. `step` is what a length must be a multiple of, `least` the shortest one,
+    `small * grows` the longest that the small model is tried at.
     `dynamic` takes a `torch.export.Dim` and returns the `dynamic_shapes` of the positional inputs,
     for families whose graph can be exported for a range of lengths; None where it cannot.
     """
@@ -51,7 +52,7 @@ class Case:
     real: int
     step: int = 1
     least: int = 2
-    grows: int = 6
+    grows: int = 12
     attention: tuple[Attention, ...] = ("eager", "sdpa")
     dynamic: Callable[[Any], Any] | None = None
     note: str = ""
@@ -73,7 +74,9 @@ def build(
     """The model of case `name` in eval mode, and its arguments at `length`.
 
     Raises KeyError for an unknown name and ValueError for a length the family cannot take.
-    On `device="meta"` nothing is allocated: shapes only.
+    On `device="meta"` there are shapes only. `device="hollow"` is the CPU with weights and inputs
+    that nobody wrote: they take no memory until touched, enough to plan with, and unlike `meta` it
+    is a device that every model's own code accepts.
     """
     case = CASES[name]
     length = length or case.length(size)
@@ -84,12 +87,24 @@ def build(
     if attn not in case.attention:
         attn = case.attention[0]
     torch.manual_seed(seed)
-    with torch.device(device):
+    shapes_only = device in ("meta", "hollow")
+    with torch.device("meta" if shapes_only else device):
         model, args, kwargs = case.make(size == "real", attn, length, layers)
-        if device != "meta":
+        if not shapes_only:
             stir(model)
+    if device == "hollow":
+        model, (args, kwargs) = model.to_empty(device="cpu"), hollow((args, kwargs))
     model.eval().requires_grad_(False)
     return Built(model, args, kwargs)
+
+
+def hollow(values: Any) -> Any:
+    """`values` with every tensor in it on the CPU, unwritten."""
+
+    def empty(value: Any) -> Any:
+        return torch.empty_like(value, device="cpu") if isinstance(value, torch.Tensor) else value
+
+    return pytree.tree_map(empty, values)
 
 
 def dynamic_shapes(name: str, built: Built, dim: Any) -> dict[str, Any]:
@@ -121,90 +136,44 @@ def stir(model: nn.Module) -> None:
 
 def _table() -> dict[str, Case]:
     t, v, d = text, vision, diffusion
-    tokens: dict[str, Any] = {"unit": "tokens", "small": 80, "dynamic": t.ids_dynamic}
-    image: dict[str, Any] = {"unit": "px"}
+    eager: Any = {"attention": ("eager",)}
+    tokens: Any = {"dynamic": t.ids_dynamic}
+    pairs: Any = {"dynamic": t.esmfold_dynamic}
+    # name, family, builder, unit, small and real length, step, least, growth
     rows = [
-        Case("gpt2", "GPT-2", t.gpt2, real=4096, **tokens),
-        Case("gpt2-masked", "GPT-2", t.gpt2_masked, real=4096, note="padding mask", **tokens),
-        Case("llama", "Llama", t.llama, real=4096, **tokens),
-        Case("qwen3", "Qwen3", t.qwen3, real=4096, **tokens),
-        Case("mixtral", "Mixtral", t.mixtral, real=2048, note="experts: batched_mm", **tokens),
+        Case("gpt2", "GPT-2", t.gpt2, "tokens", 80, 4096, **tokens),
+        Case("gpt2-masked", "GPT-2", t.gpt2_masked, "tokens", 80, 4096, note="padded", **tokens),
+        Case("llama", "Llama", t.llama, "tokens", 80, 4096, **tokens),
+        Case("qwen3", "Qwen3", t.qwen3, "tokens", 80, 4096, **tokens),
+        Case("mixtral", "Mixtral", t.mixtral, "tokens", 80, 2048, note="batched_mm", **tokens),
         Case(
-            "mixtral-grouped",
-            "Mixtral",
-            t.mixtral_grouped,
-            real=2048,
-            note="experts: grouped_mm",
+            "mixtral-grouped", "Mixtral", t.mixtral_grouped, "tokens", 80, 2048, note="grouped_mm",
             **tokens,
         ),
-        Case("bert", "BERT", t.bert, real=4096, **tokens),
-        Case("bert-masked", "BERT", t.bert_masked, real=4096, note="padding mask", **tokens),
-        Case("t5-encoder", "T5", t.t5_encoder, real=4096, **tokens),
-        Case("t5", "T5", t.t5, real=2048, note="encoder and decoder", **tokens),
-        Case("esm2", "ESM-2", t.esm2, "residues", small=80, real=2048, dynamic=t.ids_dynamic),
+        Case("bert", "BERT", t.bert, "tokens", 80, 4096, **tokens),
+        Case("bert-masked", "BERT", t.bert_masked, "tokens", 80, 4096, note="padded", **tokens),
+        Case("t5-encoder", "T5", t.t5_encoder, "tokens", 80, 4096, note="encoder", **tokens),
+        Case("t5", "T5", t.t5, "tokens", 80, 2048, note="encoder and decoder", **tokens),
+        Case("esm2", "ESM-2", t.esm2, "residues", 80, 2048, **tokens),
+        Case("esmfold", "ESMFold", t.esmfold, "residues", 32, 256, 1, 2, 4, **eager, **pairs),
+        Case("mamba", "Mamba", t.mamba, "tokens", 24, 256, 1, 2, 2, note="plain torch", **eager),
+        Case("vit", "ViT", v.vit, "px", 128, 1024, 16, 32, 4),
+        Case("swin", "Swin", v.swin, "px", 64, 1024, 4, 32, 4),
+        Case("segformer", "SegFormer", v.segformer, "px", 64, 1024, 32, 32, 4),
+        Case("convnext", "ConvNeXt", v.convnext, "px", 64, 1024, 32, 32, 4, **eager),
+        Case("whisper", "Whisper", v.whisper, "mel frames", 128, 3000, 2, 8),
+        Case("wav2vec2", "Wav2Vec2", v.wav2vec2, "samples", 8000, 480_000, 1, 800, 6),
+        Case("unet2d", "UNet2DModel", d.unet2d, "px", 32, 256, 8, 16, 4),
         Case(
-            "esmfold",
-            "ESMFold",
-            t.esmfold,
-            "residues",
-            small=32,
-            real=256,
-            attention=("eager",),
-            dynamic=t.esmfold_dynamic,
-            note="one trunk block",
+            "unet2d-condition", "UNet2DConditionModel", d.unet2d_condition, "latent px", 16, 96,
+            8, 16, 4,
         ),
+        Case("vae-encode", "AutoencoderKL", d.vae_encode, "px", 64, 512, 8, 32, 3, note="encode"),
         Case(
-            "mamba",
-            "Mamba",
-            t.mamba,
-            "tokens",
-            small=24,
-            real=256,
-            attention=("eager",),
-            note="the path in plain torch, one step of the graph per token",
+            "vae-decode", "AutoencoderKL", d.vae_decode, "latent px", 8, 64, 1, 4, 3, note="decode"
         ),
-        Case("vit", "ViT", v.vit, small=128, real=1024, step=16, least=32, **image),
-        Case("swin", "Swin", v.swin, small=64, real=1024, step=4, least=32, **image),
-        Case(
-            "segformer", "SegFormer", v.segformer, small=64, real=1024, step=32, least=32, **image
-        ),
-        Case(
-            "convnext",
-            "ConvNeXt",
-            v.convnext,
-            small=64,
-            real=1024,
-            step=32,
-            least=32,
-            attention=("eager",),
-            **image,
-        ),
-        Case("whisper", "Whisper", v.whisper, "mel frames", small=128, real=3000, step=2),
-        Case("wav2vec2", "Wav2Vec2", v.wav2vec2, "samples", small=8000, real=480_000, least=800),
-        Case("unet2d", "UNet2DModel", d.unet2d, small=32, real=256, step=8, least=16, **image),
-        Case(
-            "unet2d-condition",
-            "UNet2DConditionModel",
-            d.unet2d_condition,
-            "latent px",
-            small=16,
-            real=96,
-            step=8,
-            least=16,
-        ),
-        Case(
-            "vae-encode",
-            "AutoencoderKL",
-            d.vae_encode,
-            small=64,
-            real=512,
-            step=8,
-            least=32,
-            **image,
-        ),
-        Case("vae-decode", "AutoencoderKL", d.vae_decode, "latent px", small=8, real=64, least=4),
-        Case("dit", "DiT", d.dit, "latent px", small=16, real=64, step=2, least=4),
-    ]
+        Case("dit", "DiT", d.dit, "latent px", 16, 64, 2, 4, 4),
+    ]  # fmt: skip
     return {case.name: case for case in rows}
 
 
