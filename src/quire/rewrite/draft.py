@@ -99,6 +99,9 @@ class Draft:
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """`new` wherever `old` was read. Shapes and dtypes must agree; strides need not."""
+        if not self.is_tensor(old):
+            old.replace_all_uses_with(new)
+            return
         before, after = self.info(old), self.info(new)
         if before.shape != after.shape or before.dtype != after.dtype:
             raise Refused(f"{old} of {before} replaced by {new} of {after}")
