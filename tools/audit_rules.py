@@ -20,12 +20,14 @@ import rule_samples_index  # noqa: F401
 import rule_samples_math  # noqa: F401
 import rule_samples_window  # noqa: F401
 import torch
-from rule_check import Call, Case, case_of, check
+from rule_case import Call, Case, case_of
+from rule_check import check
 from rule_samples import calls
 from rule_search import in_place, missing
 
 import quire.flow.rules  # noqa: F401
 from quire.flow.registry import flow_of, rules
+from quire.flow.relation import Flow
 
 # Ops whose results differ from call to call, or that have no plain call on real tensors.
 UNSAMPLED = frozenset(
@@ -72,12 +74,17 @@ def describe(case: Case) -> str:
 
 
 def audit_case(case: Case, rng: random.Random, report: Report, *, search: bool) -> None:
-    report.calls += 1
     try:
         flow = flow_of(case.op)
     except Exception as error:  # a rule that fails is wrong, however it fails
         report.incorrect.append(f"{describe(case)}\n    the rule raises {error!r}")
         return
+    audit_flow(case, flow, rng, report, search=search)
+
+
+def audit_flow(case: Case, flow: Flow, rng: random.Random, report: Report, *, search: bool) -> None:
+    """Check each axis of `flow` on one call, and look for axes it lacks."""
+    report.calls += 1
     report.axes += len(flow.axes)
     for axis, why in check(case, flow, rng):
         report.incorrect.append(f"{describe(case)}\n    {axis}\n    {why}")
@@ -120,14 +127,32 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--opinfo", action="store_true", help="also torch's own sample inputs")
+    parser.add_argument("--model", help="the calls of one model of benchmarks.zoo instead")
+    parser.add_argument("--dynamic", action="store_true", help="that model, with symbolic lengths")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.model:
+        return show(audit_models(args.model, dynamic=args.dynamic), args.model)
     targets = [t for t in rules() if not args.op or args.op in name_of(t)]
     report = audit(targets, seed=args.seed, rounds=args.rounds)
     if args.opinfo:
         from rule_opinfo import audit_opinfo  # noqa: PLC0415 - slow to import
 
         audit_opinfo(report, args.op or "", seed=args.seed)
+    return show(report, f"{len(targets)} rules")
+
+
+def audit_models(name: str, *, dynamic: bool) -> Report:
+    from rule_graph import audit_model  # noqa: PLC0415 - slow to import
+
+    report = Report()
+    for attention in ("eager", "sdpa"):
+        audit_model(name, attention, report, dynamic=dynamic)
+    return report
+
+
+def show(report: Report, what: str) -> int:
+    """Print the report; the exit status."""
     for text in report.broken:
         print(f"BROKEN    {text}")
     for text in report.incorrect:
@@ -135,7 +160,7 @@ def main() -> int:
     for text, times in sorted(report.missing.items()):
         print(f"missing   {text}  ({times}x)")
     print(
-        f"{len(targets)} rules, {report.calls} calls, {report.axes} axes checked: "
+        f"{what}, {report.calls} calls, {report.axes} axes checked: "
         f"{len(report.incorrect)} incorrect, {len(report.missing)} missing; "
         f"{len(report.unsampled)} rules without samples (random or dependent on data)"
     )

@@ -7,87 +7,21 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
 import torch
-from torch import fx
+from rule_case import Case, Tensors, run
 
-from quire.capture.build import make_op, tensor_info
-from quire.capture.program import Op, Operand, TensorInfo
 from quire.flow.relation import Axis, Flow, Join, Part, Span
 
-Tensors = list[torch.Tensor]
+UNSET = ("aten.empty", "aten.new_empty")
+"""Ops whose elements are whatever the memory held."""
 
 
 class WrongAxisError(AssertionError):
     """A claimed axis does not hold."""
-
-
-@attrs.frozen(eq=False)
-class Call:
-    """A call of an overload with real arguments."""
-
-    target: Any
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = attrs.field(factory=dict)
-
-
-@attrs.frozen(eq=False)
-class Case:
-    """A call as rules see it, the tensors of its operands, and its results."""
-
-    op: Op
-    tensors: Tensors
-    whole: Tensors
-
-
-def case_of(call: Call) -> Case:
-    """Run `call` and describe it as an `Op`."""
-    graph = fx.Graph()
-    infos: dict[fx.Node, tuple[TensorInfo, ...]] = {}
-    tensors: Tensors = []
-
-    def lift(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            node = graph.placeholder(f"t{len(tensors)}")
-            infos[node] = (tensor_info(value),)
-            tensors.append(value)
-            return node
-        if isinstance(value, list | tuple):
-            return [lift(v) for v in value]
-        return value
-
-    args = tuple(lift(a) for a in call.args)
-    kwargs = {k: lift(v) for k, v in call.kwargs.items()}
-    node = graph.call_function(call.target, args, kwargs)
-    whole = as_list(call.target(*call.args, **call.kwargs))
-    infos[node] = tuple(tensor_info(v) for v in whole)
-    return Case(make_op(node, infos, {}), tensors, whole)
-
-
-def as_list(result: Any) -> Tensors:
-    return [result] if isinstance(result, torch.Tensor) else list(result or ())
-
-
-def run(op: Op, tensors: Sequence[torch.Tensor], edits: Mapping[str, Any]) -> Tensors:
-    """Run `op` on other tensors, with some arguments replaced.
-
-    An edit may name an argument of a longer overload of the op (`start` for `arange(end)`).
-    """
-
-    def fill(value: Any) -> Any:
-        if isinstance(value, Operand):
-            return tensors[value.index]
-        return [fill(v) for v in value] if isinstance(value, list | tuple) else value
-
-    arguments = {name: fill(value) for name, value in op.arguments.items()} | dict(edits)
-    known = set(op.arguments) >= set(edits)
-    call = op.target if known else op.target.overloadpacket
-    if not known:
-        arguments = {k: v for k, v in arguments.items() if v is not None}
-    return as_list(call(**arguments))
 
 
 def blocks(span: Span, size: int, a: int, b: int) -> Iterator[tuple[int, int, int, int]]:
@@ -148,7 +82,7 @@ def check_axis(case: Case, flow: Flow, axis: Axis, cuts: Sequence[int]) -> None:
         )
         edits = axis.edit(Part(op, a, b, shapes)) if axis.edit else {}
         try:
-            made = run(op, read, edits)
+            made = run(op, read, edits, axis.target)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise WrongAxisError(f"part [{a}, {b}) does not run: {error}") from error
         for result, shape in zip(made, shapes, strict=True):
@@ -156,7 +90,7 @@ def check_axis(case: Case, flow: Flow, axis: Axis, cuts: Sequence[int]) -> None:
                 raise WrongAxisError(f"part [{a}, {b}) is {tuple(result.shape)}, not {shape}")
         parts.append((a, b, made, read))
     for k, (whole, span) in enumerate(zip(case.whole, axis.writes, strict=True)):
-        if str(op.target).startswith(("aten.empty", "aten.new_empty")):
+        if str(op.target).startswith(UNSET):
             continue
         if span is not None:
             compare(concat(whole, span, axis, parts, k), whole)
@@ -168,6 +102,42 @@ def check_axis(case: Case, flow: Flow, axis: Axis, cuts: Sequence[int]) -> None:
             compare(joined + start(case, flow, axis) if axis.init is not None else joined, whole)
 
 
+def check_pair(case: Case, one: Axis, two: Axis, rng: random.Random) -> None:
+    """Raise WrongAxisError unless a part of two axes at once is that part of the whole.
+
+    The axes must be of different dims everywhere and not fold; others pass unchecked.
+    """
+    pairs = [*zip(one.reads, two.reads, strict=True), *zip(one.writes, two.writes, strict=True)]
+    if one.join is not Join.CONCAT or two.join is not Join.CONCAT:
+        return
+    if any(a is not None and b is not None and a.dim == b.dim for a, b in pairs):
+        return
+    op, read, wanted = case.op, case.tensors, case.whole
+    ranges = []
+    for axis in (one, two):
+        lo = rng.randrange(int(axis.size) or 1)
+        hi = rng.randint(min(lo + 1, int(axis.size)), int(axis.size))
+        ranges.append((lo, hi))
+        read = [cut(t, s, lo, hi) for t, s in zip(read, axis.reads, strict=True)]
+        wanted = [cut(t, s, lo, hi) for t, s in zip(wanted, axis.writes, strict=True)]
+    shapes = tuple(tuple(w.shape) for w in wanted)
+    extra: dict[str, Any] = {}
+    for axis, (lo, hi) in zip((one, two), ranges, strict=True):
+        edits = axis.edit(Part(op, lo, hi, shapes)) if axis.edit else {}
+        known = {k: v for k, v in edits.items() if k in op.arguments}
+        extra |= {k: v for k, v in edits.items() if k not in op.arguments}
+        op = attrs.evolve(op, arguments={**op.arguments, **known})
+    try:
+        made = run(op, read, extra, one.target or two.target)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise WrongAxisError(f"a part of two axes does not run: {error}") from error
+    for found, value in zip(made, wanted, strict=True):
+        if found.shape != value.shape:
+            raise WrongAxisError(f"a part of two axes is {found.shape}, not {value.shape}")
+        if not str(op.target).startswith(UNSET):
+            compare(found, value)
+
+
 def concat(
     whole: torch.Tensor, span: Span, axis: Axis, parts: Sequence[Any], k: int
 ) -> torch.Tensor:
@@ -176,7 +146,10 @@ def concat(
     times = torch.zeros(whole.shape[span.dim], dtype=torch.int64)
     weights = rescale(axis, parts) if axis.join is Join.SOFTMAX else None
     for i, (a, b, made, _) in enumerate(parts):
-        value = made[k] if weights is None else made[k] * weights[i]
+        value = made[k]
+        if weights is not None:
+            # A part that is −∞ throughout is NaN, and counts nothing.
+            value = torch.where(weights[i] == 0, 0, value * weights[i])
         at = 0
         for _, first, end, _ in blocks(span, whole.shape[span.dim], a, b):
             piece = value.narrow(span.dim, at, end - first)
@@ -189,11 +162,15 @@ def concat(
 
 
 def rescale(axis: Axis, parts: Sequence[Any]) -> list[torch.Tensor]:
-    """exp(logsumexp of the part − logsumexp of all), by which a part's softmax is too large."""
+    """The share of each part in the sum of exponentials, by which its softmax is too large."""
     dim = axis.reads[0].dim if axis.reads[0] else 0
-    each = [read[0].double().logsumexp(dim, keepdim=True) for _, _, _, read in parts]
-    total = torch.stack(each).logsumexp(0)
-    return [(one - total).exp() for one in each]
+    values = [read[0].double() for _, _, _, read in parts]
+    if any(value.numel() == 0 for value in values):
+        return [torch.ones_like(value) for value in values]
+    tops = [value.amax(dim, keepdim=True) for value in values]
+    top = torch.stack(tops).amax(0)
+    sums = [(value - top).exp().sum(dim, keepdim=True) for value in values]
+    return [one / torch.stack(sums).sum(0) for one in sums]
 
 
 def fold(axis: Axis, parts: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
@@ -252,6 +229,11 @@ def check(case: Case, flow: Flow, rng: random.Random) -> Iterator[tuple[Axis, st
             check_axis(case, flow, axis, bounds(int(axis.size), rng))
         except WrongAxisError as error:
             yield axis, str(error)
+    for one, two in itertools.islice(itertools.permutations(flow.axes, 2), 6):
+        try:
+            check_pair(case, one, two, rng)
+        except WrongAxisError as error:
+            yield two, f"with {one}: {error}"
     written = {a.writes[0].dim for a in flow.axes if a.writes and a.writes[0] is not None}
     if case.whole:
         silent = set(range(case.whole[0].ndim)) - written - set(flow.opaque)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from rule_check import Call
+from rule_case import Call
 
 aten = torch.ops.aten
 SIZES = (1, 2, 3, 4, 5, 6, 7, 11)

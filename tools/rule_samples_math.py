@@ -236,6 +236,9 @@ def bincount(g: Gen) -> Calls:
 def softmax(g: Gen) -> Calls:
     x = g.t(*g.shape(g.n(0, 1, 2, 3, 4)))
     yield x, g.dim(x.ndim)
+    for masked in (-torch.inf, torch.finfo(torch.float64).min):
+        x = g.t(*g.shape(2))
+        yield x.masked_fill(g.mask(*x.shape), masked), -1
 
 
 @samples("_softmax _log_softmax")

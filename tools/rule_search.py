@@ -9,7 +9,8 @@ from typing import Any
 
 import attrs
 import torch
-from rule_check import Case, WrongAxisError, as_list, bounds, check_axis, run
+from rule_case import Case, as_list, run
+from rule_check import WrongAxisError, bounds, check_axis
 
 from quire.flow.relation import Axis, Edit, Flow, Part, span
 
@@ -64,7 +65,7 @@ def sizes_edit(case: Case) -> Edit | None:
 
 
 def holds(case: Case, flow: Flow, axis: Axis, rng: random.Random) -> bool:
-    for again in range(4):
+    for again in range(8):
         try:
             other = case if again == 0 else fresh(case)
             check_axis(other, flow, axis, bounds(int(axis.size), rng))

@@ -42,7 +42,8 @@ class Join(Enum):
     ALL = "all"
     SOFTMAX = "softmax"
     """A softmax over the axis: its parts join by rescaling, if all that reads it sums over the
-    axis (online softmax)."""
+    axis (online softmax). Carry each part's maximum and sum of exponentials, not their logsumexp:
+    in a row masked with the dtype's lowest value the logarithm of the sum is rounded away."""
 
 
 @attrs.frozen
@@ -95,7 +96,12 @@ class Part:
 
 Edit = Callable[[Part], Mapping[str, Any]]
 """Arguments of the op, by schema name, that differ for a part (`size` of a view, `start` of an
-arange, `padding` of a convolution)."""
+arange, `padding` of a convolution).
+
+A name that the overload's schema lacks belongs to a longer overload of the op (`start` for
+`arange.default`): call the overload packet. What depends on arguments is read from `part.op`, so
+that the edits of two axes compose.
+"""
 
 
 @attrs.frozen
@@ -103,8 +109,9 @@ class Axis:
     """A range of units over which an op can be split. One entry in `reads` per operand, one in
     `writes` per output; None where the operand is read whole, or the output not split.
 
-    `init` names the operand (by index) whose value is added once to a SUM, such as a bias; the
-    parts are then computed without it.
+    `init` names the operand (by index) whose value is added once to a SUM, such as a bias; `edit`
+    makes the parts leave it out. Its dims are those dims of the output that other axes of the
+    flow map them to (a convolution's bias: dim 1), else they broadcast.
     """
 
     size: Size

@@ -229,6 +229,8 @@ def pixel_shuffle(op: Op) -> Flow:
     """r² channels of a pixel become the r × r pixels of one channel, or back."""
     source: Operand = op["self"]
     channel = source.ndim - 3
+    if source.info.numel == 0:
+        return nothing(op, "without elements torch gives the operand itself")
     axes = mapped(op, {d: d for d in range(channel)}, source)
     factor = op.get("upscale_factor") or op["downscale_factor"]
     for dim in range(channel, source.ndim):
