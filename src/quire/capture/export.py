@@ -113,6 +113,7 @@ def from_exported(exported: ExportedProgram) -> Program:
         in_spec=exported.call_spec.in_spec,
         out_spec=exported.call_spec.out_spec,
         constants=constants,
+        paths=tuple(paths.values()),
     )
 
 

@@ -176,6 +176,8 @@ class Program:
     out_spec: pytree.TreeSpec
     constants: Mapping[str, Any] = attrs.field(factory=dict)
     """The user's inputs that are not tensors, fixed at capture, by their path."""
+    paths: tuple[str, ...] = ()
+    """Path of every leaf of the user's `(args, kwargs)`, in order."""
 
     @property
     def hints(self) -> dict[sympy.Symbol, int]:

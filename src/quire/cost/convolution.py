@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 
@@ -20,8 +21,9 @@ BLOCK = 16
 """Channels per block of oneDNN's layout with 512-bit vectors; with fewer input channels it reads
 the plain layout."""
 
-COLUMNS = 1_200_000
-"""Bytes of columns, at most, when oneDNN falls back to a GEMM."""
+COLUMNS = 800_000
+"""Bytes of columns per thread, at most, when oneDNN falls back to a GEMM (a share of 1 MiB of L2
+cache)."""
 
 _SMALL = 20480
 """Elements of an input up to which ATen prefers its own kernel."""
@@ -44,16 +46,27 @@ def convolution(call: Call) -> int:
     groups = int(call.op.get("groups") or 1)
     transposed = "transpose" in call.name or bool(call.op.get("transposed"))
     kernel = tuple(int(s) for s in weight.shape[2:])
-    small = (
+    # Where ATen prefers kernels of its own: small inputs, and plain products on one thread.
+    own = (
         x.dtype is torch.float32
         and groups == 1
         and int(x.shape[0]) == 1
         and numel(x) <= _SMALL
         and not (len(kernel) > 1 and min(kernel[-2:]) > 3)
-    )
-    if small or not _onednn_has(x.dtype):
+    ) or (_is_product(call, kernel) and (call.threads == 1 or len(kernel) == 3))
+    if own or not _onednn_has(x.dtype):
         return _columns(call, x, kernel, groups, transposed)
     return _transposed(call, x, weight) if transposed else _blocked(call, x, weight, kernel, groups)
+
+
+def _is_product(call: Call, kernel: tuple[int, ...]) -> bool:
+    """Whether each output position is a matrix times one input position."""
+    stride, padding = call.op.get("stride") or 1, call.op.get("padding") or 0
+    return set(kernel) == {1} and _all(stride, 1) and (padding == "valid" or _all(padding, 0))
+
+
+def _all(sizes: Any, value: int) -> bool:
+    return all(s == value for s in sizes) if isinstance(sizes, list | tuple) else sizes == value
 
 
 def _columns(
@@ -61,7 +74,7 @@ def _columns(
 ) -> int:
     """One column of the kernel's size per output position and channel, of the whole batch; with
     groups, one group's and the outputs before they are joined."""
-    plain = all(size == 1 for size in kernel) and not transposed
+    plain = _is_product(call, kernel) and not transposed
     at = x if transposed else call.out
     channels = int((call.out if transposed else x).shape[1])
     positions = prod(int(s) for s in at.shape[2:]) * int(x.shape[0])
@@ -90,20 +103,27 @@ def _blocked(
         return weights + turned + 4 * 2 * BLOCK * c_in
     copy = copied_unless_channels_last(x)
     blocked_out = _up(c_out) * per_out * item
-    if (groups > 1 and c_out % c_in == 0 and groups == c_in and not depthwise) or kernel[-1] > 30:
-        return max(copy + min(COLUMNS * call.threads // 2, _im2col(call, x, kernel)), out)
+    multiplied = groups > 1 and groups == c_in and not depthwise
+    if multiplied or kernel[-1] > 30:
+        columns = min(COLUMNS, c_in * prod(kernel) * per_out * 4) * call.threads
+        return max(copy + columns, copy + blocked_out)
     blocked_in = 0 if c_in < BLOCK else _up(c_in) * per_in * item
-    live = copy + blocked_in + weights + blocked_out - out
+    scratch = 0
+    if set(kernel) == {1}:
+        batch = int(x.shape[0])
+        if not _all(call.op.get("stride") or 1, 1):
+            # Each thread gathers the input positions that are read.
+            scratch = call.threads * _up(c_in) * per_out // batch * item
+        if x.dtype is torch.bfloat16:
+            scratch += call.threads * 4 * numel(call.out) // batch
+    live = copy + scratch + blocked_in + weights + blocked_out - out
     return max(live, copy + blocked_out)
 
 
-def _im2col(call: Call, x: TensorInfo, kernel: tuple[int, ...]) -> int:
-    return int(x.shape[1]) * prod(kernel) * (numel(call.out) // int(call.out.shape[1])) * 4
-
-
 def _transposed(call: Call, x: TensorInfo, weight: TensorInfo) -> int:
-    """oneDNN's scratchpad (twice the input and half the weight), its input, weight and output;
-    then the output twice more."""
+    """oneDNN's scratchpad (per thread the input and a border), its input, weight and output; then
+    the output twice more."""
+    border = (16 << 10) * (1 + prod(max(int(k) - 1, 1) for k in weight.shape[2:]))
     out, given = nbytes(call.out), nbytes(x)
-    live = 3 * given + nbytes(weight) * 3 // 2 + copied_unless_channels_last(x)
-    return max(live, 2 * out)
+    live = call.threads * (given + border) + given + nbytes(weight)
+    return max(live, 2 * out) + copied_unless_channels_last(x)

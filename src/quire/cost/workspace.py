@@ -81,7 +81,7 @@ def _default(call: Call) -> int:
     "amax amin max min argmax argmin any all var var_mean std linalg_vector_norm norm "
     "arange full zeros ones empty rand randn randint full_like zeros_like ones_like empty_like "
     "new_zeros new_ones new_full new_empty split split_with_sizes unbind chunk tensor_split "
-    "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d "
+    "upsample_nearest2d upsample_bicubic2d _upsample_nearest_exact2d "
     "pixel_shuffle pixel_unshuffle _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_avg_pool1d "
     "native_batch_norm _native_batch_norm_legit_no_training"
 )
@@ -227,6 +227,14 @@ def _resize1d(call: Call) -> int:
     return 24 * int(call.out.shape[-1])
 
 
+@_row("upsample_bilinear2d")
+def _bilinear(call: Call) -> int:
+    """Three channels on one thread: by way of channels last, and back."""
+    if call.threads > 1 or int(call.x.shape[1]) != 3:
+        return 24 * sum(int(s) for s in call.out.shape[2:])
+    return nbytes(call.x) + nbytes(call.out)
+
+
 @_row("_upsample_bilinear2d_aa _upsample_bicubic2d_aa")
 def _antialias(call: Call) -> int:
     """Columns first, into an intermediate; then rows."""
@@ -235,8 +243,9 @@ def _antialias(call: Call) -> int:
 
 
 @_row(
-    "avg_pool1d max_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices reflection_pad1d reflection_pad2d "
-    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
+    "avg_pool1d max_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices "
+    "reflection_pad1d reflection_pad2d reflection_pad3d "
+    "replication_pad1d replication_pad2d replication_pad3d"
 )
 def _pool(call: Call) -> int:
     return copied_unless_channels_last(call.x)

@@ -216,6 +216,15 @@ class Spread:
         self.steps: list[fx.Node] = []
         self.extra: list[fx.Node] = []
 
+    def snapshot(self) -> Spread:
+        """The region as it is now; the original may go on growing."""
+        copy = object.__new__(Spread)
+        copy.__dict__ |= self.__dict__
+        copy.cuts, copy.view_cuts = dict(self.cuts), dict(self.view_cuts)
+        copy.steps, copy.extra = list(self.steps), list(self.extra)
+        copy.pending = {base: list(asked) for base, asked in self.pending.items()}
+        return copy
+
     def grow(self, step: fx.Node) -> bool:
         """Take `step` in, the one before those taken so far. False if the split cannot pass it;
         the spread is then of no further use."""

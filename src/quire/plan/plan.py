@@ -5,9 +5,21 @@ it holds nodes by name and no tensors.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import attrs
+
+
+@attrs.frozen
+class Placed:
+    """Where the part that `step` makes is stored: `out` (straight in the region's output), `slot`
+    (buffer number `slot` of the loop, reused) or `fresh` (a new tensor for each part).
+    `escapes`: read after the region, or returned."""
+
+    step: str
+    kind: Literal["out", "slot", "fresh"]
+    slot: int = -1
+    escapes: bool = False
 
 
 @attrs.frozen
@@ -30,6 +42,7 @@ class Region:
     label: str = ""
     module: str = ""
     join: str = "concat"
+    places: tuple[Placed, ...] = attrs.field(default=(), repr=False)
     reuse: tuple[tuple[str, str], ...] = ()
     inner: tuple[Region, ...] = ()
     like: str = ""
@@ -81,6 +94,8 @@ class Plan:
     seconds: float
     order: tuple[str, ...]
     regions: tuple[Region, ...]
+    overwrites: tuple[tuple[str, str], ...] = ()
+    """Steps run whole that are written over an operand read last by them: (step, operand)."""
     lengths: tuple[tuple[str, int], ...] = ()
     rewrites: tuple[str, ...] = ()
     before: tuple[Moment, ...] = attrs.field(default=(), repr=False)
@@ -124,7 +139,8 @@ def _explain(region: Region, indent: str) -> list[str]:
 def _region(data: dict[str, Any]) -> Region:
     inner = tuple(_region(r) for r in data.pop("inner"))
     steps, reuse = tuple(data.pop("steps")), tuple(tuple(p) for p in data.pop("reuse"))
-    return Region(inner=inner, steps=steps, reuse=reuse, **data)
+    places = tuple(Placed(**p) for p in data.pop("places"))
+    return Region(inner=inner, places=places, steps=steps, reuse=reuse, **data)
 
 
 def _moment(data: dict[str, Any]) -> Moment:
@@ -137,6 +153,7 @@ def _plan(data: dict[str, Any]) -> Plan:
         before=tuple(_moment(m) for m in data.pop("before")),
         after=tuple(_moment(m) for m in data.pop("after")),
         order=tuple(data.pop("order")),
+        overwrites=tuple(tuple(p) for p in data.pop("overwrites")),
         lengths=tuple(tuple(p) for p in data.pop("lengths")),
         rewrites=tuple(data.pop("rewrites")),
         **data,

@@ -1,0 +1,227 @@
+"""The whole of Quire as one column of named steps.
+
+    capture → rewrite → plan → apply → run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import sympy
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+import quire.flow.rules  # noqa: F401  (fills the table of rules)
+from quire.apply.chunk import apply_chunks
+from quire.budget import Memory, parse_budget
+from quire.capture.export import export, from_exported
+from quire.capture.program import Program
+from quire.chunked import PLAN_FILE, Chunked
+from quire.cost.machine import Machine, machine
+from quire.errors import BudgetError, QuireError
+from quire.plan import moments
+from quire.plan.build import PartSizer, build_plan, fingerprint
+from quire.plan.chunk import Choice, ChunkPlanner
+from quire.plan.plan import Plan
+from quire.rewrite import fuse_attention, simplify
+
+Progress = Callable[[str, int, int], None]
+
+
+def chunk(
+    model: nn.Module | ExportedProgram,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    memory: Memory = None,
+    dynamic_shapes: Any = None,
+    progress: Progress = lambda *_: None,
+) -> Chunked:
+    """`model` split into parts, so that a call allocates at most `memory` above weights and inputs.
+
+    `args` and `kwargs` are those of one call. `memory` is a number of bytes, a text such as
+    "512MiB", a fraction of the model's own peak, "min", or None for the fastest plan.
+    `dynamic_shapes` is spelled as for `torch.export.export`; the module then serves every length
+    in range, and the plan is made for the longest.
+
+    Raises CaptureError (the model cannot be captured), BudgetError (nothing fits).
+    """
+    progress("capturing", 0, 0)
+    exported = model if isinstance(model, ExportedProgram) else export(
+        model, args, kwargs, dynamic_shapes
+    )
+    captured = from_exported(exported)
+    planning = Planning(captured, progress)
+    plan, program = planning.plan(memory)
+    return _compiled(exported, planning, plan, program)
+
+
+def tradeoff(
+    model: nn.Module | ExportedProgram,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    points: int = 12,
+) -> list[Plan]:
+    """Plans from the fastest to the smallest: peak against predicted time."""
+    exported = model if isinstance(model, ExportedProgram) else export(
+        model, args, kwargs, dynamic_shapes
+    )
+    return Planning(from_exported(exported)).curve(points)
+
+
+def load(path: str | Path) -> Chunked:
+    """The chunked module that `Chunked.save` wrote.
+
+    Raises QuireError if the file holds no plan, or one made for another program.
+    """
+    extra = {PLAN_FILE: ""}
+    exported = torch.export.load(str(path), extra_files=extra)
+    if not extra[PLAN_FILE]:
+        raise QuireError(
+            f"{path} holds no plan of Quire's",
+            allowed="files written by Chunked.save or quire chunk --out",
+            fix="quire.chunk(torch.export.load(path), memory=…) plans a plain .pt2 file",
+        )
+    plan = Plan.from_json(extra[PLAN_FILE])
+    planning = Planning(from_exported(exported))
+    for variant in planning.variants:
+        if fingerprint(variant.program) == plan.program:
+            return _compiled(exported, planning, plan, variant.program)
+    raise QuireError(
+        f"the plan in {path} was made for another program, or by another version of Quire",
+        fix="plan again: quire.chunk(torch.export.load(path), memory=…)",
+    )
+
+
+@attrs.frozen(eq=False)
+class Variant:
+    """The captured program after some rewrites, and lines for people about these."""
+
+    program: Program
+    notes: tuple[str, ...] = ()
+
+
+class Planning:
+    """Everything that plans of one captured program share."""
+
+    def __init__(self, captured: Program, progress: Progress = lambda *_: None) -> None:
+        self.captured = captured
+        self.machine: Machine = machine(_device(captured).type)
+        self.threads = torch.get_num_threads()
+        self.lengths: dict[sympy.Symbol, int] = {
+            s.name: s.hi if s.hi is not None else s.hint for s in captured.symbols
+        }
+        notes: list[str] = []
+        simple = simplify(captured, notes)
+        fused_notes = list(notes)
+        fused = fuse_attention(simple, fused_notes)
+        self.variants = [Variant(simple, tuple(notes))]
+        if len(fused_notes) > len(notes):
+            self.variants.append(Variant(fused, tuple(fused_notes)))
+        self._planners: dict[int, ChunkPlanner] = {}
+        self.progress = progress
+        self.original = self._planner(captured, candidates=False)
+
+    def _planner(self, program: Program, *, candidates: bool = True) -> ChunkPlanner:
+        return ChunkPlanner(
+            program,
+            self.machine,
+            self.lengths,
+            threads=self.threads,
+            progress=self.progress,
+            candidates=candidates,
+        )
+
+    def planners(self) -> list[tuple[Variant, ChunkPlanner]]:
+        for k, variant in enumerate(self.variants):
+            if k not in self._planners:
+                self._planners[k] = self._planner(variant.program)
+        return [(v, self._planners[k]) for k, v in enumerate(self.variants)]
+
+    @property
+    def baseline(self) -> tuple[int, float]:
+        return self.original.baseline_bytes, self.original.baseline_seconds
+
+    def plan(self, memory: Memory) -> tuple[Plan, Program]:
+        """The fastest plan that keeps the budget, and the program it is for."""
+        budget = parse_budget(memory, self.baseline[0])
+        if budget == "min":
+            floors = [(p.floor(), v, p) for v, p in self.planners()]
+            (low, choices), variant, planner = min(floors, key=lambda f: f[0][0])
+            return self._built(variant, planner, choices, low)
+        found = [
+            (choices, v, p) for v, p in self.planners() if (choices := p.plan(budget)) is not None
+        ]
+        if not found:
+            raise self._too_small(budget)
+        choices, variant, planner = min(found, key=lambda f: sum(c.seconds for c in f[0]))
+        return self._built(variant, planner, choices, budget)
+
+    def _built(
+        self, variant: Variant, planner: ChunkPlanner, choices: list[Choice], budget: int | None
+    ) -> tuple[Plan, Program]:
+        plan = build_plan(
+            planner,
+            choices,
+            budget=budget,
+            baseline=self.baseline,
+            before=moments.before(self.original),
+            rewrites=variant.notes,
+        )
+        return plan, variant.program
+
+    def _too_small(self, budget: int | None) -> BudgetError:
+        best, program = self.plan("min")
+        worst = max(best.after, key=lambda m: m.nbytes)
+        nodes = {n.name: n for n in program.graph.nodes}
+        binding = tuple(
+            f"{h.tensor} ({h.nbytes / 2**20:.1f} MiB)"
+            + (f" at {program.ops[nodes[h.tensor]].where}" if nodes.get(h.tensor) in program.ops else "")
+            for h in worst.holds
+        )
+        return BudgetError(
+            f"no plan fits {budget} bytes; the best needs {best.peak_bytes} bytes "
+            f"({best.peak_bytes / 2**20:.1f} MiB)",
+            best=best,
+            binding=binding,
+            where=str(program.ops[nodes[worst.step]].where),
+            allowed=f"memory of {best.peak_bytes} bytes or more; what binds: {'; '.join(binding[:4])}",
+            fix='memory="min" takes the best plan there is; shorter inputs need less',
+        )
+
+    def curve(self, points: int = 12) -> list[Plan]:
+        """Plans over a range of budgets, from the fastest down to the smallest, equal ones once."""
+        fastest, _ = self.plan(None)
+        smallest, _ = self.plan("min")
+        plans = [fastest]
+        low, high = smallest.peak_bytes, fastest.peak_bytes
+        for k in range(1, points):
+            budget = int(high * (low / high) ** (k / points)) if high > low else low
+            plan, _ = self.plan(max(budget, low))
+            if plan.peak_bytes < plans[-1].peak_bytes:
+                plans.append(plan)
+        if smallest.peak_bytes < plans[-1].peak_bytes:
+            plans.append(smallest)
+        return plans
+
+
+def _compiled(
+    exported: ExportedProgram, planning: Planning, plan: Plan, program: Program
+) -> Chunked:
+    source = apply_chunks(program, plan).text
+    sizer = PartSizer(program, plan, planning.machine, planning.threads)
+    curve = partial(planning.curve)
+    return Chunked(program, plan, source, sizer, exported=exported, curve=curve)
+
+
+def _device(program: Program) -> torch.device:
+    for item in program.inputs:
+        return program.info(item.node).device
+    return torch.device("cpu")

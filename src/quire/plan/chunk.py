@@ -1,0 +1,277 @@
+"""The chunk planner: which runs of steps to split, along what, into how many parts.
+
+For a fixed order of steps the best plan under a budget is found exactly, by dynamic programming
+over where the last region begins:
+
+    best(j) = min over i of best(i) + seconds(region i…j at the best part that fits)
+
+with a step run whole as the region of length one that is not split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import sympy
+from torch import fx
+
+from quire.capture.program import Program
+from quire.cost.body import Body, Model, writes_out
+from quire.cost.liveness import Liveness
+from quire.cost.machine import Machine
+from quire.flow.propagate import Spread, Storage
+from quire.flow.relation import Join
+from quire.plan.signature import signatures
+
+WINDOW = 96
+"""Longest run of steps that one region may take."""
+
+PARTS = (8192, 4096, 2048, 1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
+
+FOLDS = frozenset({Join.CONCAT, Join.SUM, Join.MAX, Join.MIN, Join.MEAN})
+
+Step = Callable[[str, int, int], None]
+
+
+@attrs.define(eq=False)
+class Candidate:
+    """A region `length` steps long that ends at some step, split along `axis` of its last one.
+
+    Offsets count back from its end, so that equal runs of steps share it. `held` are the bytes of
+    its outputs that need room of their own, `reuse` pairs of offsets (output, dying input).
+    """
+
+    length: int
+    axis: int
+    size: int
+    body: Body
+    held: int
+    reuse: tuple[tuple[int, int], ...]
+    _scratch: dict[int, int] = attrs.field(factory=dict)
+    _seconds: dict[int, float] = attrs.field(factory=dict)
+
+    def scratch(self, n: int) -> int:
+        if n not in self._scratch:
+            self._scratch[n] = self.body.scratch(n)
+        return self._scratch[n]
+
+    def seconds(self, n: int) -> float:
+        if n not in self._seconds:
+            self._seconds[n] = self.body.seconds(n, self.held)
+        return self._seconds[n]
+
+    def choices(self) -> list[int]:
+        return [self.size, *(n for n in PARTS if n < self.size)]
+
+    def best(self, room: int) -> tuple[float, int, int] | None:
+        """(seconds, part, scratch) of the fastest part whose scratch fits in `room` bytes."""
+        fits = next((k for k, n in enumerate(self.choices()) if self.scratch(n) <= room), None)
+        if fits is None:
+            return None
+        # Smaller parts than the largest that fits may win by staying in the cache.
+        tried = self.choices()[fits : fits + 6]
+        seconds, n = min((self.seconds(n), -n) for n in tried)
+        return seconds, -n, self.scratch(-n)
+
+
+@attrs.frozen
+class Choice:
+    """Steps `start … end` of the order: a candidate at `part` units, or one step run whole."""
+
+    start: int
+    end: int
+    peak: int
+    seconds: float
+    candidate: Candidate | None = None
+    part: int = 0
+
+
+class ChunkPlanner:
+    """Plans of one program, at given lengths, for any budget."""
+
+    def __init__(
+        self,
+        program: Program,
+        machine: Machine,
+        lengths: Mapping[sympy.Symbol, int],
+        *,
+        order: Sequence[fx.Node] | None = None,
+        threads: int = 1,
+        progress: Step = lambda *_: None,
+        candidates: bool = True,
+    ) -> None:
+        self.program, self.lengths = program, dict(lengths)
+        self.storage = Storage(program, lengths)
+        self.model = Model(self.storage, lengths, machine, threads)
+        self.order = list(order or self.storage.steps)
+        self.live = Liveness(self.storage, self.model.nbytes, self.order)
+        self.index = {step: k for k, step in enumerate(self.order)}
+        marks = signatures(self.storage, self.model.infos, self.order, self.live)
+        found: dict[tuple[Any, ...], list[Candidate]] = {}
+        self.candidates: list[list[Candidate]] = []
+        for j in range(1, len(self.order) + 1) if candidates else ():
+            key = tuple(marks[max(0, j - WINDOW) : j])
+            if key not in found:
+                found[key] = self._candidates(j)
+            self.candidates.append(found[key])
+            progress("planning", j, len(self.order))
+        self.whole = [self._whole(k) for k in range(len(self.order))]
+
+    def index_in(self, choice: Choice, step: fx.Node) -> int:
+        """The index, in this choice, of the step that stands where `step` does in the run of
+        steps that its candidate was worked out for."""
+        assert choice.candidate is not None
+        steps = choice.candidate.body.steps
+        return choice.start + steps.index(step)
+
+    def _whole(self, k: int) -> Choice:
+        """Step `k` run whole; pointwise steps write over an operand that dies, where they can."""
+        step = self.order[k]
+        over = self.overwritten(k)
+        extra = 0 if over is not None else self.model.nbytes[step]
+        peak = self.live.before[k] + extra + self.model.workspace[step]
+        return Choice(k, k + 1, peak, self.model.seconds(step, fresh=over is None))
+
+    def overwritten(self, k: int) -> fx.Node | None:
+        """The dying operand that step `k`, run whole, may be written over."""
+        step = self.order[k]
+        op, flow, info = self.program.ops[step], self.storage.flows[step], self.model.infos[step]
+        if not flow.pointwise or len(info) != 1 or not writes_out(op, info[0]):
+            return None
+        for operand in op.operands:
+            node = operand.node
+            same = self.storage.base[node] is node and self.model.infos[node] == info
+            twice = sum(self.storage.base[o.node] is node for o in op.operands) > 1
+            if same and not twice and self.live.last.get(node) == k:
+                return node
+        return None
+
+    def _candidates(self, j: int) -> list[Candidate]:
+        seed = self.order[j - 1]
+        found = []
+        for axis in range(len(self.storage.flows[seed].axes)):
+            size = int(self.storage.flows[seed].axes[axis].size)
+            if self.storage.flows[seed].axes[axis].join not in FOLDS or size < 2:
+                continue
+            spread = Spread(self.storage, seed, axis)
+            for i in range(j - 1, max(-1, j - 1 - WINDOW), -1):
+                if not spread.grow(self.order[i]):
+                    break
+                if candidate := self._candidate(spread, i, j):
+                    found.append(candidate)
+        return found
+
+    def _candidate(self, spread: Spread, i: int, j: int) -> Candidate | None:
+        steps = self.order[i:j]
+        escapes = frozenset(s for s in steps if self.live.last[s] >= j)
+        snapshot = spread.snapshot()
+        body = Body(snapshot, self.model, escapes)
+        if any(body.writes[s] is None for s in body.outputs if s is not spread.seed):
+            return None
+        reuse = self._reuse(body, i, j)
+        held = sum(self.model.nbytes[s] for s in body.outputs)
+        held -= sum(self.model.nbytes[out] for out, _ in reuse)
+        pairs = tuple((j - self.index[out], j - self.index[base]) for out, base in reuse)
+        return Candidate(j - i, spread.axis, int(spread.size), body, held, pairs)
+
+    def _reuse(self, body: Body, i: int, j: int) -> list[tuple[fx.Node, fx.Node]]:
+        """Outputs that can be written, part by part, over an input that the region reads last.
+
+        Each part of the input must be read, by the same units, no later than it is written.
+        """
+        pairs: list[tuple[fx.Node, fx.Node]] = []
+        taken: set[fx.Node] = set()
+        at = {step: k for k, step in enumerate(body.steps)}
+        for out in body.outputs:
+            write = body.writes[out]
+            if write is None or body.folds or write.lo != 0 or write.hi != 0:
+                continue
+            for base, asked in body.spread.pending.items():
+                if base in taken or base not in self.live.last or self.index[base] >= i:
+                    continue
+                if self.live.last[base] >= j or self.model.infos[base] != self.model.infos[out]:
+                    continue
+                early = all(
+                    node is base
+                    and read.need == write
+                    and (
+                        at[read.reader] < at[out]
+                        or (read.reader is out and self._may_overwrite(body, out))
+                    )
+                    for node, read in asked
+                )
+                if early:
+                    pairs.append((out, base))
+                    taken.add(base)
+                    break
+        return pairs
+
+    def _may_overwrite(self, body: Body, out: fx.Node) -> bool:
+        # A part that is computed elsewhere and copied in has been read by then.
+        return self.storage.flows[out].pointwise or body.places[out].copied
+
+    def plan(self, budget: int | None) -> list[Choice] | None:
+        """The fastest choices whose peak stays within `budget` bytes, or None."""
+        best: list[tuple[float, Choice | None]] = [(0.0, None)]
+        for j in range(1, len(self.order) + 1):
+            options: list[tuple[float, Choice | None]] = []
+            whole = self.whole[j - 1]
+            if budget is None or whole.peak <= budget:
+                options.append((best[j - 1][0] + whole.seconds, whole))
+            for candidate in self.candidates[j - 1]:
+                i = j - candidate.length
+                if i < 0 or best[i][0] == float("inf"):
+                    continue
+                held = self.live.before[i] + candidate.held
+                room = (1 << 60) if budget is None else budget - held
+                if room < 0:
+                    continue
+                chosen = candidate.best(room)
+                if chosen is None:
+                    continue
+                seconds, n, scratch = chosen
+                total = best[i][0] + seconds
+                if options and total >= options[-1][0]:
+                    continue
+                options.append((total, Choice(i, j, held + scratch, seconds, candidate, n)))
+            best.append(min(options, key=lambda o: o[0], default=(float("inf"), None)))
+        if best[-1][0] == float("inf"):
+            return None
+        choices, j = [], len(self.order)
+        while j:
+            choice = best[j][1]
+            assert choice is not None
+            choices.append(choice)
+            j = choice.start
+        return choices[::-1]
+
+    def floor(self) -> tuple[int, list[Choice]]:
+        """The lowest peak of any plan, and the fastest plan that has it."""
+        best: list[int] = [0]
+        for j in range(1, len(self.order) + 1):
+            lowest = max(best[j - 1], self.whole[j - 1].peak)
+            for c in self.candidates[j - 1]:
+                if j >= c.length:
+                    held = self.live.before[j - c.length] + c.held + c.scratch(c.choices()[-1])
+                    lowest = min(lowest, max(best[j - c.length], held))
+            best.append(lowest)
+        choices = self.plan(best[-1])
+        assert choices is not None
+        return best[-1], choices
+
+    @property
+    def baseline_bytes(self) -> int:
+        """Peak of the program as captured, each step run whole into new memory."""
+        return max(
+            (
+                self.live.before[k] + self.model.nbytes[s] + self.model.workspace[s]
+                for k, s in enumerate(self.order)
+            ),
+            default=0,
+        )
+
+    @property
+    def baseline_seconds(self) -> float:
+        return sum(self.model.seconds(s) for s in self.order)
