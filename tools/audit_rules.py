@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 import rule_samples_index  # noqa: F401
 import rule_samples_math  # noqa: F401
+import rule_samples_view  # noqa: F401
 import rule_samples_window  # noqa: F401
 import torch
 from rule_case import Call, Case, case_of

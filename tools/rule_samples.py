@@ -57,6 +57,10 @@ class Gen:
         return tuple(kept[self.rng.randint(0, len(kept)) if self.flag() else 0 :])
 
 
+def some(g: Gen, *ranks: int) -> torch.Tensor:
+    return g.t(*g.shape(g.n(*(ranks or (1, 2, 3, 4)))))
+
+
 Sampler = Callable[[Gen], Iterator[tuple[Any, ...]]]
 SAMPLERS: dict[Any, Sampler] = {}
 
