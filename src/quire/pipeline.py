@@ -1,6 +1,6 @@
 """The whole of Quire as one column of named steps.
 
-    capture → rewrite → plan → apply → run
+capture → rewrite → plan → apply → run
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def chunk(
     Raises CaptureError (the model cannot be captured), BudgetError (nothing fits).
     """
     progress("capturing", 0, 0)
-    exported = model if isinstance(model, ExportedProgram) else export(
-        model, args, kwargs, dynamic_shapes
+    exported = (
+        model if isinstance(model, ExportedProgram) else export(model, args, kwargs, dynamic_shapes)
     )
     captured = from_exported(exported)
     planning = Planning(captured, progress)
@@ -70,8 +70,8 @@ def tradeoff(
     points: int = 12,
 ) -> list[Plan]:
     """Plans from the fastest to the smallest: peak against predicted time."""
-    exported = model if isinstance(model, ExportedProgram) else export(
-        model, args, kwargs, dynamic_shapes
+    exported = (
+        model if isinstance(model, ExportedProgram) else export(model, args, kwargs, dynamic_shapes)
     )
     return Planning(from_exported(exported)).curve(points)
 
@@ -183,7 +183,11 @@ class Planning:
         nodes = {n.name: n for n in program.graph.nodes}
         binding = tuple(
             f"{h.tensor} ({h.nbytes / 2**20:.1f} MiB)"
-            + (f" at {program.ops[nodes[h.tensor]].where}" if nodes.get(h.tensor) in program.ops else "")
+            + (
+                f" at {program.ops[nodes[h.tensor]].where}"
+                if nodes.get(h.tensor) in program.ops
+                else ""
+            )
             for h in worst.holds
         )
         return BudgetError(

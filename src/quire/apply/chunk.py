@@ -48,8 +48,7 @@ class _Emitter:
         self.storage = Storage(program)
         self.nodes = {n.name: n for n in program.graph.nodes}
         self.names = {
-            i.node: i.node.name if i.kind == "user" else f"w[{i.target!r}]"
-            for i in program.inputs
+            i.node: i.node.name if i.kind == "user" else f"w[{i.target!r}]" for i in program.inputs
         }
         self.symbols = [str(s.name) for s in program.symbols]
         self.functions: dict[tuple[str, tuple[str, ...]], str] = {}
@@ -58,7 +57,10 @@ class _Emitter:
     def emit(self, title: str) -> str:
         order = [self.nodes[name] for name in self.plan.order]
         index = {step: k for k, step in enumerate(order)}
-        last = {s: max((index[r] for r in self.storage.readers.get(s, ())), default=index[s]) for s in order}
+        last = {
+            s: max((index[r] for r in self.storage.readers.get(s, ())), default=index[s])
+            for s in order
+        }
         regions = {r.steps[-1]: r for r in self.plan.regions}
         inside = {name for r in self.plan.regions for name in r.steps}
         over = {self.nodes[a]: self.nodes[b] for a, b in self.plan.overwrites}
@@ -89,7 +91,9 @@ class _Emitter:
             self.lines.append(f"{name} = {overload(op.target)}({', '.join(shown)})")
         else:
             called = ANY_LAYOUT.get(op.target) or DENSE[op.target]
-            self.lines.append(f"{name} = {called}({', '.join([*shown, f'out={self.names[over]}'])})")
+            self.lines.append(
+                f"{name} = {called}({', '.join([*shown, f'out={self.names[over]}'])})"
+            )
 
     def _region(self, region: Region) -> None:
         emitted = RegionEmitter(self.program, self.storage, region).emit()

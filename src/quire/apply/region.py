@@ -108,8 +108,10 @@ class RegionEmitter:
                 continue
             info = self.program.infos[step][0]
             strides, plain = stride_text(info, info.shape)
-            made = f"torch.empty({text(info.shape)}" if plain else (
-                f"torch.empty_strided({text(info.shape)}, {strides}"
+            made = (
+                f"torch.empty({text(info.shape)}"
+                if plain
+                else (f"torch.empty_strided({text(info.shape)}, {strides}")
             )
             lines.append(f"{self._out(step)} = {made}, dtype={info.dtype}, device=device)")
         return lines
@@ -217,9 +219,7 @@ class RegionEmitter:
 
     def _view(self, node: fx.Node, need: Span) -> tuple[str, Span]:
         """The view `node` of a part, emitted where first needed; a part may be viewed in two ways."""
-        cut = self.spread.view_cuts.get((node, need)) or cut_for(
-            self.storage.flows[node], 0, need
-        )
+        cut = self.spread.view_cuts.get((node, need)) or cut_for(self.storage.flows[node], 0, need)
         assert cut is not None
         key = (node, need)
         if key not in self.views:
@@ -269,7 +269,9 @@ class RegionEmitter:
         if write is None:
             scale = " * ((b - a) / size)" if self.spread.join is Join.MEAN else ""
             fold = FOLD[self.spread.join].format(out=out, part=name)
-            self.lines.append(f"if a == 0:\n        {out}.copy_({name}{scale})\n    else:\n        {fold}")
+            self.lines.append(
+                f"if a == 0:\n        {out}.copy_({name}{scale})\n    else:\n        {fold}"
+            )
             return
         first, last = write.scale * A, write.scale * B
         source = name

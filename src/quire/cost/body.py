@@ -9,93 +9,14 @@ import attrs
 from torch import fx
 
 from quire.capture.program import Op, TensorInfo
-from quire.cost.machine import Machine
+from quire.cost.model import Model
+from quire.cost.parts import PartCosts
 from quire.flow.outs import ANY_LAYOUT, DENSE, OVERWRITES
-from quire.cost.time import Kind, Work, kind_of, op_seconds
-from quire.cost.workspace import workspace_bytes
-from quire.flow.propagate import Spread, Storage, writes_of
-from quire.flow.relation import Join, Span
+from quire.flow.propagate import Spread
+from quire.flow.relation import Join
 
-LARGE = 1 << 25
-"""From 32 MiB on glibc maps every allocation anew, so that each page of it faults."""
-
-
-class Model:
-    """What the planner asks of every step, at given lengths and on one machine, worked out once."""
-
-    def __init__(
-        self, storage: Storage, lengths: Mapping, machine: Machine, threads: int
-    ) -> None:
-        self.storage, self.machine, self.threads = storage, machine, threads
-        program = storage.program
-        self.infos: dict[fx.Node, tuple[TensorInfo, ...]] = {
-            node: tuple(i.at(lengths) for i in infos) for node, infos in program.infos.items()
-        }
-        self.nbytes: dict[fx.Node, int] = {}
-        self.kinds: dict[fx.Node, Kind] = {}
-        self.workspace: dict[fx.Node, int] = {}
-        self._seen: dict[tuple, int] = {}
-        for step in storage.steps:
-            op = program.ops[step]
-            self.nbytes[step] = sum(int(i.nbytes) for i in self.infos[step])
-            self.kinds[step] = kind_of(op, storage.flows[step])
-            self.workspace[step] = self._workspace(op, self._operands(op), self.infos[step])
-
-    def _operands(self, op: Op) -> tuple[TensorInfo, ...]:
-        return tuple(self.infos[o.node][0] for o in op.operands)
-
-    def _workspace(
-        self, op: Op, operands: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...]
-    ) -> int:
-        key = (op.target, operands, outputs, str(op.get("is_causal")), str(op.get("dim")))
-        if key not in self._seen:
-            self._seen[key] = workspace_bytes(op, operands, outputs, self.threads)
-        return self._seen[key]
-
-    def workspace_of_part(
-        self,
-        step: fx.Node,
-        operands: tuple[TensorInfo, ...],
-        outputs: tuple[TensorInfo, ...],
-    ) -> int:
-        return self._workspace(self.storage.program.ops[step], operands, outputs)
-
-    def seconds(self, step: fx.Node, *, fresh: bool = True) -> float:
-        """The step's time when run whole; `fresh` if its output lies in new pages."""
-        op, out = self.storage.program.ops[step], self.nbytes[step]
-        read = sum(int(i.nbytes) for i in self._operands(op))
-        flops = float(self.storage.flows[step].flops)
-        kind = self.kinds[step]
-        rows = rows_of(kind, self.infos[step][0])
-        dtype = self.infos[step][0].dtype
-        if kind == "attention" and op.get("is_causal"):
-            flops /= 2
-        work = Work(kind, flops, read, out, out if fresh else 0, 1, rows, dtype)
-        return op_seconds(work, self.machine)
-
-
-def rows_of(kind: Kind, out: TensorInfo) -> int:
-    """The M of a GEMM with output `out`, or the query rows of an attention."""
-    if not out.shape:
-        return 1
-    if kind == "attention":
-        return int(out.shape[-2]) if out.ndim > 1 else 1
-    return int(out.numel) // max(int(out.shape[-1]), 1)
-
-
-def part_info(info: TensorInfo, need: Span | None, n: int) -> TensorInfo:
-    """The part of `info` that `n` units of the loop make or read, densely stored in its order."""
-    if need is None:
-        return info
-    block = int(info.shape[need.dim]) // int(need.outer) if need.outer else 0
-    length = int(need.outer) * max(0, min(block, int(need.scale * n + need.hi - need.lo)))
-    shape = tuple(length if d == need.dim else s for d, s in enumerate(info.shape))
-    order = sorted(range(info.ndim), key=lambda d: (-int(info.stride[d]), d))
-    stride, step = [0] * info.ndim, 1
-    for d in reversed(order):
-        stride[d] = step
-        step *= max(int(shape[d]), 1)
-    return TensorInfo(shape, info.dtype, tuple(stride), info.device)
+TYPICAL = 1 << 10
+"""Part size at which slots are compared for size."""
 
 
 @attrs.frozen
@@ -120,17 +41,15 @@ class Body:
         model: Model,
         escapes: frozenset[fx.Node],
         places: Mapping[fx.Node, Place] | None = None,
+        costs: PartCosts | None = None,
     ) -> None:
         self.spread, self.model = spread, model
+        self.costs = costs or PartCosts(spread, model)
         storage = spread.storage
         self.steps = spread.steps[::-1]
         inside = set(self.steps)
         self.outputs = [s for s in self.steps if s in escapes]
-        self.writes: dict[fx.Node, Span | None] = {}
-        for step in self.steps:
-            cut = spread.cuts[step]
-            axis = storage.flows[step].axes[cut.axis]
-            self.writes[step] = next(iter(writes_of(axis, cut)))
+        self.writes = {s: self.costs.of(s).writes[0] for s in self.steps}
         self.dies: dict[fx.Node, fx.Node] = {}
         for step in self.steps:
             for operand in storage.program.ops[step].operands:
@@ -142,6 +61,10 @@ class Body:
         if places is not None:
             count = max((p.slot for p in places.values()), default=-1) + 1
             self.slots = [[s for s in self.steps if places[s].slot == k] for k in range(count)]
+        self._dropped: dict[fx.Node, list[fx.Node]] = {s: [] for s in self.steps}
+        for step in self.steps:
+            if self.places[step].kind == "fresh":
+                self._dropped[self.dies.get(step, step)].append(step)
 
     @property
     def folds(self) -> bool:
@@ -204,128 +127,43 @@ class Body:
         kind = self._kind(step)
         idle = free.get(kind)
         if idle:
-            size = self._numel(step, 1 << 20)
-            idle.sort(key=lambda s: abs(self._slot_numel(s, 1 << 20) - size))
-            chosen = idle.pop(0)
+            size = self._made(step, TYPICAL)
+            chosen = min(idle, key=lambda s: abs(self._slot_bytes(s) - size))
+            idle.remove(chosen)
             self.slots[chosen].append(step)
             return chosen
         self.slots.append([step])
         return len(self.slots) - 1
 
-    def _numel(self, step: fx.Node, n: int) -> int:
-        return int(part_info(self.model.infos[step][0], self.writes[step], n).numel)
-
-    def _slot_numel(self, slot: int, n: int) -> int:
-        return max(self._numel(s, n) for s in self.slots[slot])
+    def _slot_bytes(self, slot: int) -> int:
+        return max(self._made(s, TYPICAL) for s in self.slots[slot])
 
     def scratch(self, n: int) -> int:
         """Bytes the loop takes beside the region's inputs and outputs, `n` units a part."""
-        model = self.model
+        costs = self.costs
         total = 0
         for tenants in self.slots:
-            total += max(self._numel(s, n) for s in tenants) * model.infos[tenants[0]][0].dtype.itemsize
+            total += max(costs.of(s).written_bytes[0].at(n) for s in tenants)
         live, peak = 0, 0
-        held: dict[fx.Node, int] = {}
         for step in self.steps:
-            own = self.part_bytes(step, n)
             if self.places[step].kind == "fresh":
-                held[step] = own
-                live += own
-            peak = max(peak, live + self._workspace(step, n))
-            for base in [b for b in held if self.dies.get(b, b) is step]:
-                live -= held.pop(base)
+                live += self._made(step, n)
+            peak = max(peak, live + costs.workspace(step, n))
+            for base in self._dropped[step]:
+                live -= self._made(base, n)
         return total + peak
 
-    def part_bytes(self, step: fx.Node, n: int) -> int:
-        cut = self.spread.cuts[step]
-        axis = self.spread.storage.flows[step].axes[cut.axis]
-        return sum(
-            int(part_info(info, write, n).nbytes)
-            for info, write in zip(self.model.infos[step], writes_of(axis, cut), strict=False)
-        )
-
-    def _workspace(self, step: fx.Node, n: int) -> int:
-        model = self.model
-        if model.workspace[step] <= 1 << 17:
-            return model.workspace[step]
-        operands, outputs = self.parts(step, n)
-        extra = sum(
-            int(i.nbytes)
-            for i, need in zip(operands, self.needs(step), strict=True)
-            if need is not None and (need.fill is not None or need.outer != 1)
-        )
-        target = self.spread.storage.flows[step].axes[self.spread.cuts[step].axis].target
-        if target is not None:
-            # The mask of the rows: built, and cut off above the diagonal.
-            query, key = operands[0], operands[1]
-            extra += int(query.shape[-2]) * int(key.shape[-2]) * query.dtype.itemsize
-        return model.workspace_of_part(step, operands, outputs) + extra
-
-    def needs(self, step: fx.Node) -> list[Span | None]:
-        storage, cut = self.spread.storage, self.spread.cuts[step]
-        from_axis = storage.flows[step].axes[cut.axis]
-        return [
-            None
-            if r is None
-            else Span(
-                r.dim,
-                r.scale * cut.scale,
-                r.scale * cut.lo + r.lo,
-                r.scale * cut.hi + r.hi,
-                r.outer * cut.outer,
-                r.fill,
-            )
-            for r in from_axis.reads
-        ]
-
-    def parts(
-        self, step: fx.Node, n: int
-    ) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-        """The facts of the step's operands and outputs for a part of `n` units."""
-        storage, model = self.spread.storage, self.model
-        op, cut = storage.program.ops[step], self.spread.cuts[step]
-        axis = storage.flows[step].axes[cut.axis]
-        operands = tuple(
-            part_info(model.infos[o.node][0], need, n)
-            for o, need in zip(op.operands, self.needs(step), strict=True)
-        )
-        outputs = tuple(
-            part_info(info, write, n)
-            for info, write in zip(model.infos[step], writes_of(axis, cut), strict=True)
-        )
-        return operands, outputs
+    def _made(self, step: fx.Node, n: int) -> int:
+        return sum(b.at(n) for b in self.costs.of(step).written_bytes)
 
     def seconds(self, n: int, fresh_outputs: int) -> float:
         """Predicted time of the whole loop with parts of `n` units; `fresh_outputs` are the bytes
         of its outputs that lie in new pages."""
-        model = self.model
-        size = int(self.spread.size)
-        count = -(-size // n)
-        total = (fresh_outputs + self.scratch(n)) * model.machine.rates.fault
-        for step in self.steps:
-            operands, outputs = self.parts(step, n)
-            read, written = sum(int(i.nbytes) for i in operands), sum(int(i.nbytes) for i in outputs)
-            whole = self.model.nbytes[step]
-            flow, kind = self.spread.storage.flows[step], model.kinds[step]
-            if self.folds and step is self.spread.seed:
-                flops, written = float(flow.flops), written * 3
-            else:
-                flops = float(flow.flops) * written * count / max(whole, 1)
-            if self.places[step].copied:
-                written *= 2
-            if kind == "attention" and self.spread.storage.program.ops[step].get("is_causal"):
-                flops /= 2
-                read *= 0.6
-            rows = rows_of(kind, outputs[0])
-            is_fresh = self.places[step].kind == "fresh"
-            fresh = written if is_fresh and written >= LARGE else 0
-            work = Work(
-                kind, flops, read * count, written * count, fresh * count, count, rows,
-                outputs[0].dtype,
-            )  # fmt: skip
-            total += op_seconds(work, model.machine)
-            total += count * model.machine.rates.overhead["view"] * (1 + len(operands))
-        return total
+        machine = self.model.machine
+        total = (fresh_outputs + self.scratch(n)) * machine.rates.fault
+        copied = sum(self.model.nbytes[s] for s in self.outputs if self.places[s].copied)
+        total += 2 * copied / machine.copy_bandwidth
+        return total + self.costs.seconds(len(self.steps), n)
 
 
 def writes_out(op: Op, info: TensorInfo) -> bool:

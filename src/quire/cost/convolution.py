@@ -53,7 +53,12 @@ def convolution(call: Call) -> int:
         and int(x.shape[0]) == 1
         and numel(x) <= _SMALL
         and not (len(kernel) > 1 and min(kernel[-2:]) > 3)
-    ) or (_is_product(call, kernel) and (call.threads == 1 or len(kernel) == 3))
+    ) or (
+        x.dtype is torch.float32
+        and set(kernel) == {1}
+        and _all(call.op.get("stride") or 1, 1)
+        and (call.threads == 1 or len(kernel) == 3)
+    )
     if own or not _onednn_has(x.dtype):
         return _columns(call, x, kernel, groups, transposed)
     return _transposed(call, x, weight) if transposed else _blocked(call, x, weight, kernel, groups)

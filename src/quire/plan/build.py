@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import sympy
 
 from quire.capture.program import Program
-from quire.cost.body import Body, Model, Place
+from quire.cost.body import Body, Place
 from quire.cost.liveness import Liveness
 from quire.cost.machine import Machine
+from quire.cost.model import Model
 from quire.errors import BudgetError
 from quire.flow.propagate import Spread, Storage
 from quire.plan.chunk import PARTS, Choice, ChunkPlanner

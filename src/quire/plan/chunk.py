@@ -18,9 +18,11 @@ import sympy
 from torch import fx
 
 from quire.capture.program import Program
-from quire.cost.body import Body, Model, writes_out
+from quire.cost.body import Body, writes_out
 from quire.cost.liveness import Liveness
 from quire.cost.machine import Machine
+from quire.cost.model import Model
+from quire.cost.parts import PartCosts
 from quire.flow.propagate import Spread, Storage
 from quire.flow.relation import Join
 from quire.plan.signature import signatures
@@ -156,18 +158,19 @@ class ChunkPlanner:
             if self.storage.flows[seed].axes[axis].join not in FOLDS or size < 2:
                 continue
             spread = Spread(self.storage, seed, axis)
+            costs = PartCosts(spread, self.model)
             for i in range(j - 1, max(-1, j - 1 - WINDOW), -1):
                 if not spread.grow(self.order[i]):
                     break
-                if candidate := self._candidate(spread, i, j):
+                if candidate := self._candidate(spread, costs, i, j):
                     found.append(candidate)
         return found
 
-    def _candidate(self, spread: Spread, i: int, j: int) -> Candidate | None:
+    def _candidate(self, spread: Spread, costs: PartCosts, i: int, j: int) -> Candidate | None:
         steps = self.order[i:j]
         escapes = frozenset(s for s in steps if self.live.last[s] >= j)
         snapshot = spread.snapshot()
-        body = Body(snapshot, self.model, escapes)
+        body = Body(snapshot, self.model, escapes, costs=costs)
         if any(body.writes[s] is None for s in body.outputs if s is not spread.seed):
             return None
         reuse = self._reuse(body, i, j)

@@ -94,7 +94,9 @@ def copy(x: Tensor, *, out: Tensor, **_: Any) -> Tensor:
     return out.copy_(x)
 
 
-def part(x: Tensor, dim: int, lo: int, hi: int, outer: int = 1, fill: float | None = None) -> Tensor:
+def part(
+    x: Tensor, dim: int, lo: int, hi: int, outer: int = 1, fill: float | None = None
+) -> Tensor:
     """`x` at the indices `[lo, hi)` of `dim`, in each of its `outer` blocks.
 
     Positions outside the block are cut off, or, where `fill` is given, hold that value.

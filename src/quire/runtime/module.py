@@ -31,15 +31,11 @@ class ChunkedModule(nn.Module):
     Raises InputError if the inputs' structure, dtypes or sizes are not those it was made for.
     """
 
-    def __init__(
-        self, program: Program, plan: Plan, source: str, part_sizes: PartSizes
-    ) -> None:
+    def __init__(self, program: Program, plan: Plan, source: str, part_sizes: PartSizes) -> None:
         super().__init__()
         self.plan = plan
         self.source = source
-        self._inputs = tuple(
-            (i.target, program.info(i.node)) for i in program.users_inputs()
-        )
+        self._inputs = tuple((i.target, program.info(i.node)) for i in program.users_inputs())
         self._constants = dict(program.constants)
         self._symbols = program.symbols
         self._in_spec, self._out_spec = program.in_spec, program.out_spec
@@ -56,9 +52,7 @@ class ChunkedModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         tensors = self._check(args, kwargs)
-        lengths = tuple(
-            tensors[self._places.index(s.source)].shape[s.dim] for s in self._symbols
-        )
+        lengths = tuple(tensors[self._places.index(s.source)].shape[s.dim] for s in self._symbols)
         parts = self._parts.get(lengths)
         if parts is None:
             parts = self._parts[lengths] = self._part_sizes(lengths)
@@ -141,7 +135,9 @@ def _leaf_paths(program: Program) -> tuple[str, ...]:
 
 
 def _structure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    words = [type(a).__name__ for a in args] + [f"{k}={type(v).__name__}" for k, v in kwargs.items()]
+    words = [type(a).__name__ for a in args] + [
+        f"{k}={type(v).__name__}" for k, v in kwargs.items()
+    ]
     return f"({', '.join(words)})"
 
 

@@ -1,0 +1,144 @@
+"""Parts of tensors: their facts, their bytes as a function of the part size, and their time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import fx
+
+from quire.capture.program import TensorInfo
+from quire.cost.model import LARGE, Model, rows_of
+from quire.cost.time import Work, op_seconds
+from quire.flow.propagate import Spread, reads_of, writes_of
+from quire.flow.relation import Join, Span
+
+
+def part_info(info: TensorInfo, need: Span | None, n: int) -> TensorInfo:
+    """The part of `info` that `n` units of the loop make or read, densely stored in its order."""
+    if need is None:
+        return info
+    block = int(info.shape[need.dim]) // int(need.outer) if need.outer else 0
+    length = int(need.outer) * max(0, min(block, int(need.scale * n + need.hi - need.lo)))
+    shape = tuple(length if d == need.dim else s for d, s in enumerate(info.shape))
+    order = sorted(range(info.ndim), key=lambda d: (-int(info.stride[d]), d))
+    stride, step = [0] * info.ndim, 1
+    for d in reversed(order):
+        stride[d] = step
+        step *= max(int(shape[d]), 1)
+    return TensorInfo(shape, info.dtype, tuple(stride), info.device)
+
+
+class Bytes(NamedTuple):
+    """Bytes of a part of `n` units: `min(whole, unit · n + extra)`; `unit` 0 if it is not split."""
+
+    whole: int
+    unit: int = 0
+    extra: int = 0
+
+    def at(self, n: int) -> int:
+        if not self.unit:
+            return self.whole
+        part = self.unit * n + self.extra
+        return part if part < self.whole else self.whole
+
+
+def part_bytes(info: TensorInfo, need: Span | None) -> Bytes:
+    whole = int(info.nbytes)
+    if need is None or not whole:
+        return Bytes(whole)
+    row = whole // int(info.shape[need.dim]) * int(need.outer)
+    return Bytes(whole, row * int(need.scale), row * int(need.hi - need.lo))
+
+
+class StepParts(NamedTuple):
+    """What one step of a region reads and writes per part."""
+
+    needs: tuple[Span | None, ...]
+    writes: tuple[Span | None, ...]
+    read_bytes: tuple[Bytes, ...]
+    written_bytes: tuple[Bytes, ...]
+
+
+class PartCosts:
+    """Bytes and seconds of the parts of a spread's steps, worked out once as the spread grows and
+    shared by every region that is cut from it."""
+
+    def __init__(self, spread: Spread, model: Model) -> None:
+        self.spread, self.model = spread, model
+        self.steps: dict[fx.Node, StepParts] = {}
+        self._order: list[fx.Node] = spread.steps
+        self._sums: dict[int, list[float]] = {}
+        self._workspace: dict[tuple[fx.Node, int], int] = {}
+
+    def of(self, step: fx.Node) -> StepParts:
+        found = self.steps.get(step)
+        if found is None:
+            storage, model, cut = self.spread.storage, self.model, self.spread.cuts[step]
+            axis = storage.flows[step].axes[cut.axis]
+            needs, writes = tuple(reads_of(axis, cut)), tuple(writes_of(axis, cut))
+            operands = storage.program.ops[step].operands
+            read = (
+                part_bytes(model.infos[o.node][0], n) for o, n in zip(operands, needs, strict=True)
+            )
+            made = (part_bytes(i, w) for i, w in zip(model.infos[step], writes, strict=True))
+            found = self.steps[step] = StepParts(needs, writes, tuple(read), tuple(made))
+        return found
+
+    def seconds(self, length: int, n: int) -> float:
+        """Time of the last `length` steps over the whole loop, with parts of `n` units."""
+        sums = self._sums.setdefault(n, [0.0])
+        while len(sums) <= length:
+            sums.append(sums[-1] + self._step_seconds(self._order[len(sums) - 1], n))
+        return sums[length]
+
+    def _step_seconds(self, step: fx.Node, n: int) -> float:
+        model, spread, parts = self.model, self.spread, self.of(step)
+        count = -(-int(spread.size) // n)
+        flow, kind = spread.storage.flows[step], model.kinds[step]
+        read = sum(b.at(n) for b in parts.read_bytes)
+        written = sum(b.at(n) for b in parts.written_bytes)
+        flops = float(flow.flops)
+        if spread.join is not Join.CONCAT and step is spread.seed:
+            written *= 3
+        else:
+            flops *= written * count / max(model.nbytes[step], 1)
+        if kind == "attention" and spread.storage.program.ops[step].get("is_causal"):
+            flops /= 2
+            read *= 0.6
+        info = model.infos[step][0]
+        rows = rows_of(kind, part_info(info, parts.writes[0], n))
+        fresh = written if written >= LARGE else 0
+        work = Work(
+            kind, flops, read * count, written * count, fresh * count, count, rows, info.dtype
+        )
+        views = count * model.machine.rates.overhead["view"] * (1 + len(parts.needs))
+        return op_seconds(work, model.machine) + views
+
+    def workspace(self, step: fx.Node, n: int) -> int:
+        model = self.model
+        if model.workspace[step] <= 1 << 17:
+            return model.workspace[step]
+        if (step, n) not in self._workspace:
+            self._workspace[step, n] = self._workspace_of(step, n)
+        return self._workspace[step, n]
+
+    def _workspace_of(self, step: fx.Node, n: int) -> int:
+        model, storage, parts = self.model, self.spread.storage, self.of(step)
+        operands = tuple(
+            part_info(model.infos[o.node][0], need, n)
+            for o, need in zip(storage.program.ops[step].operands, parts.needs, strict=True)
+        )
+        outputs = tuple(
+            part_info(i, w, n) for i, w in zip(model.infos[step], parts.writes, strict=True)
+        )
+        extra = sum(
+            int(i.nbytes)
+            for i, need in zip(operands, parts.needs, strict=True)
+            if need is not None and (need.fill is not None or need.outer != 1)
+        )
+        target = storage.flows[step].axes[self.spread.cuts[step].axis].target
+        if target is not None:
+            # The mask of the rows.
+            query, key = operands[0], operands[1]
+            extra += int(query.shape[-2]) * int(key.shape[-2]) * query.dtype.itemsize
+        return model.workspace_of_part(step, operands, outputs) + extra
