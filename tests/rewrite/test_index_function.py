@@ -242,7 +242,7 @@ def _make(tree: Any, n: int) -> torch.Tensor:
             return getattr(torch, name)(*made)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     trees=st.lists(st.recursive(leaf, _grow, max_leaves=7), min_size=4, max_size=12),
     dynamic=st.booleans(),

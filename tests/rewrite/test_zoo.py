@@ -47,7 +47,18 @@ LAYOUT_UNKNOWN = {"segformer", "unet2d", "vae-encode", "vae-decode"}
 """torch.export itself (2.13) reports other strides than a run has, behind a convolution or
 group_norm of a channels-last tensor on a CPU."""
 
-SLOW = {"qwen3", "mixtral-grouped", "t5-encoder", "mamba", "dit", "unet2d-condition", "vae-encode"}
+SLOW = {
+    "qwen3",
+    "mixtral-grouped",
+    "t5-encoder",
+    "esm2",
+    "mamba",
+    "convnext",
+    "dit",
+    "unet2d-condition",
+    "vae-encode",
+    "vae-decode",
+}
 """Run with QUIRE_ALL_FAMILIES=1: nothing in them that another family does not have."""
 
 
