@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from benchmarks.measure import Job, run
-from benchmarks.memory_speed import kept
+from benchmarks.memory_speed import gap, kept
 from benchmarks.record import interleave, mib, middle, save, table
 
 SIZES = (4, 16, 64)
@@ -50,11 +50,10 @@ def summary(row: dict[str, Any]) -> list[list[object]]:
     for name, memory in row["memory"].items():
         speed = row["speed"][name]
         seconds = middle(speed)
-        note = row["equal"].get("difference") if name == "quire" else None
         lines.append([
             row["length"], name, mib(middle(memory)),
             speed.get("error") if seconds is None else f"{seconds:.3g}",
-            kept(memory, memory.get("plan", {})), None if note is None else f"{note:.1e}",
+            kept(memory, memory.get("plan", {})), gap(row["equal"]) if name == "quire" else None,
         ])  # fmt: skip
     return lines
 

@@ -5,7 +5,8 @@
     python -m benchmarks.longest unet2d-condition --base 64
 
 The eager graph is run at the base length and its peak becomes the budget. Longer inputs are only
-planned, with unwritten weights and inputs, until the longest that fits is found; that one is run and measured.
+planned, with unwritten weights and inputs, until the longest that fits is found; that one is run
+and measured.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import attrs
@@ -22,10 +23,12 @@ from torch.utils import _pytree as pytree
 
 import quire
 from benchmarks import rss
+from benchmarks.tolerance import tolerance
 from benchmarks.zoo import Attention, Built, Size, build
 
 Mode = Literal["graph", "eager", "sdpa", "chunk", "expert"]
 MARK = "RESULT "
+ROOT = Path(__file__).parents[1]
 
 
 @attrs.frozen
@@ -36,7 +39,7 @@ class Job:
     that `torch.export` makes of the `attn` model; `chunk` is Quire on that same graph within
     `memory`; `expert` is the model with its own `chunk_size`.
     `what`: `speed` (seconds), `memory` (bytes), `plan` (no call), `equal` (largest difference
-    between the model's outputs and Quire's, over the model's largest output).
+    between the model's outputs and Quire's, over the model's largest output, and what is allowed).
     """
 
     case: str
@@ -156,7 +159,15 @@ def measure(job: Job) -> dict[str, Any]:
             facts["samples"] = peaks(call, job.runs, job.device)
         else:
             facts["difference"] = difference(call(), built.model(*built.args, **built.kwargs))
+            facts["tolerance"] = allowed(built, job)
     return facts
+
+
+def allowed(built: Built, job: Job) -> float:
+    """The difference that dtype and reductions account for."""
+    with torch.no_grad():
+        exported = torch.export.export(*built, strict=False)
+    return tolerance(exported.graph, getattr(torch, job.dtype))
 
 
 def _cast(built: Built, dtype: torch.dtype) -> Built:
@@ -185,7 +196,13 @@ def run(job: Job, *, timeout: float = 3600) -> dict[str, Any]:
     ]
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return {"error": f"TimeoutExpired: no answer within {timeout:.0f} s"}

@@ -63,7 +63,7 @@ def summary(row: dict[str, Any]) -> list[object]:
         _seconds(speed["baseline"]),
         _seconds(speed["quire"]),
         None if time is None else f"{time:.2f}×",
-        error or (f"{equal['difference']:.1e}" if "difference" in equal else equal["error"]),
+        error or gap(equal),
     ]
 
 
@@ -71,6 +71,14 @@ HEAD = (
     "model", "length", "baseline MiB", "Quire MiB", "change", "plan's peak MiB", "kept",
     "baseline s", "Quire s", "time", "difference",
 )  # fmt: skip
+
+
+def gap(equal: dict[str, Any]) -> str:
+    """The difference of outputs beside what is allowed."""
+    if "error" in equal:
+        return equal["error"]
+    sign = "≤" if equal["difference"] <= equal["tolerance"] else ">"
+    return f"{equal['difference']:.1e} {sign} {equal['tolerance']:.1e}"
 
 
 def kept(result: dict[str, Any], plan: dict[str, Any]) -> str | None:

@@ -14,22 +14,18 @@ case and no other.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import os
 import random
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import attrs
 import torch
 
 import quire
-from benchmarks import rss
-from benchmarks.measure import MARK, difference, plan_facts
+from benchmarks import rss, workers
+from benchmarks.measure import difference, plan_facts
 from benchmarks.record import save, table
 from benchmarks.tolerance import tolerance
 from benchmarks.zoo import CASES, Attention, build
@@ -103,50 +99,6 @@ def attempt(this: Draw, runs: int = 2) -> dict[str, Any]:
     }
 
 
-def worker(text: str) -> None:
-    """Handle the cases given as JSON; one line of JSON out for each."""
-    torch.set_num_threads(2)
-    for item in json.loads(text):
-        this = Draw(**item)
-        try:
-            answer = attempt(this)
-        except Exception as error:
-            first = (str(error).splitlines() or [""])[0]
-            answer = {"outcome": "error", "error": f"{type(error).__name__}: {first}"}
-        print(MARK + json.dumps(item | answer), flush=True)
-        gc.collect()
-
-
-def batches(draws: list[Draw], each: int) -> Iterator[dict[str, Any]]:
-    """Send the cases to fresh worker processes, `each` at a time, and yield the answers."""
-    environment = os.environ | rss.ENVIRONMENT
-    waiting = list(draws)
-    while waiting:
-        batch, waiting = waiting[:each], waiting[each:]
-        text = json.dumps([attrs.asdict(d) for d in batch])
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "benchmarks.random_cases",
-            "--worker",
-            text,
-        ]
-        answered = 0
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as process:
-            for line in process.stdout or ():
-                if line.startswith(MARK):
-                    answered += 1
-                    yield json.loads(line.removeprefix(MARK))
-        if answered < len(batch):
-            died = attrs.asdict(batch[answered])
-            yield died | {"outcome": "error", "error": f"worker exit {process.returncode}"}
-            waiting = batch[answered + 1 :] + waiting
-
-
 def verdict(row: dict[str, Any]) -> bool:
     """Whether a case shows what it should."""
     if row["outcome"] == "refused":
@@ -184,10 +136,11 @@ def main() -> None:
     options.add_argument("--worker", help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.worker:
-        worker(given.worker)
+        workers.serve(given.worker, lambda item: attempt(Draw(**item)))
         return
     rows = []
-    for row in batches(draw(given.n, given.seed, given.only), given.each):
+    items = [attrs.asdict(this) for this in draw(given.n, given.seed, given.only)]
+    for row in workers.answers("benchmarks.random_cases", items, given.each):
         rows.append(row | {"key": f"{given.seed}/{row['number']}", "good": verdict(row)})
         if not rows[-1]["good"]:
             print(json.dumps(rows[-1]), flush=True)

@@ -22,20 +22,22 @@ MIB = 1 << 20
 def save(what: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> Path:
     """Write `results/<what>-<hardware>-<date>.json`; rows of the same day and key are replaced.
 
-    The key of a row is its `key` field: a run of one model does not lose another's.
+    The key of a row is its `key` field: a run of one model does not lose another's. Each row keeps
+    the command that made it.
     """
     hardware = host.slug(settings.get("device", "cpu"))
     date = datetime.date.today().isoformat()
     path = FOLDER / f"{what}-{hardware}-{date}.json"
     old = json.loads(path.read_text())["rows"] if path.exists() else []
+    command = "python -m " + " ".join([_module(), *sys.argv[1:]])
     new = {row["key"] for row in rows}
     record = {
         "what": what,
         "date": date,
-        "command": "python -m " + " ".join([_module(), *sys.argv[1:]]),
         "hardware": host.describe(),
         "settings": settings,
-        "rows": [row for row in old if row["key"] not in new] + list(rows),
+        "rows": [row for row in old if row["key"] not in new]
+        + [row | {"command": command} for row in rows],
     }
     FOLDER.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")

@@ -145,9 +145,9 @@ def _table() -> dict[str, Case]:
         Case("gpt2-masked", "GPT-2", t.gpt2_masked, "tokens", 80, 4096, note="padded", **tokens),
         Case("llama", "Llama", t.llama, "tokens", 80, 4096, **tokens),
         Case("qwen3", "Qwen3", t.qwen3, "tokens", 80, 4096, **tokens),
-        Case("mixtral", "Mixtral", t.mixtral, "tokens", 80, 2048, note="batched_mm", **tokens),
+        Case("mixtral", "Mixtral", t.mixtral, "tokens", 80, 1024, note="batched_mm", **tokens),
         Case(
-            "mixtral-grouped", "Mixtral", t.mixtral_grouped, "tokens", 80, 2048, note="grouped_mm",
+            "mixtral-grouped", "Mixtral", t.mixtral_grouped, "tokens", 80, 1024, note="grouped_mm",
             **tokens,
         ),
         Case("bert", "BERT", t.bert, "tokens", 80, 4096, **tokens),

@@ -1,0 +1,158 @@
+"""Render `docs/benchmarks.md` from the newest result files.
+
+python -m benchmarks.report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+
+from benchmarks import expert, lengths, longest, memory_speed, planning, random_cases
+from benchmarks.measure import ROOT
+from benchmarks.record import latest, table
+
+Lines = list[list[object]]
+
+
+@attrs.frozen
+class Section:
+    """A part of the page: what is asked for, the commands that show it, and how rows are read."""
+
+    what: str
+    title: str
+    asked: str
+    commands: tuple[str, ...]
+    head: Sequence[str]
+    lines: Callable[[list[dict[str, Any]]], Lines]
+
+
+def _each(summary: Callable[[dict[str, Any]], list[object]]) -> Callable[..., Lines]:
+    return lambda rows: [summary(row) for row in rows]
+
+
+SECTIONS = (
+    Section(
+        "memory-speed-eager",
+        "Against the eager-attention graph",
+        "Peak −90 %, time at most that of the graph; at most 0.67 of it where attention dominates "
+        "(GPT-2, Llama, ViT-L, U-Net). The budget is 0.1 of the planned baseline.",
+        (
+            "benchmarks.memory_speed gpt2 llama vit unet2d-condition esmfold",
+            "benchmarks.memory_speed esmfold --length 512",
+        ),
+        memory_speed.HEAD,
+        _each(memory_speed.summary),
+    ),
+    Section(
+        "memory-speed-sdpa",
+        "Against the SDPA graph",
+        "Peak −75 % at 1.05 of the time or less. The budget is 0.25 of the planned baseline.",
+        ("benchmarks.memory_speed gpt2 llama vit --against sdpa",),
+        memory_speed.HEAD,
+        _each(memory_speed.summary),
+    ),
+    Section(
+        "memory-speed-fastest",
+        "The fastest plan",
+        "`memory=None` on the eager graph, against the model itself on its own SDPA path: at most "
+        "1.05 of its time.",
+        ("benchmarks.memory_speed gpt2 llama vit unet2d-condition --fastest",),
+        memory_speed.HEAD,
+        _each(memory_speed.summary),
+    ),
+    Section(
+        "expert",
+        "Against the expert",
+        "ESMFold's trunk block with its own `chunk_size`: half its lowest peak, and not slower.",
+        ("benchmarks.expert --lengths 256 512",),
+        expert.HEAD,
+        lambda rows: [line for row in rows for line in expert.summary(row)],
+    ),
+    Section(
+        "longest",
+        "The longest input in the eager model's peak",
+        "× 12 for GPT-2, × 5 in side length for ESMFold's block and the U-Net, or what is reached "
+        "and what binds. Found by planning, confirmed by running.",
+        (
+            "benchmarks.longest gpt2 --layers 2",
+            "benchmarks.longest esmfold unet2d-condition",
+        ),
+        longest.HEAD,
+        _each(longest.summary),
+    ),
+    Section(
+        "random-cases",
+        "Random cases",
+        "Outputs equal, measured ≤ plan's peak ≤ budget, infeasible budgets refused, in all. "
+        "Measured: what torch's allocator handed out.",
+        ("benchmarks.random_cases --n 200 --seed 0",),
+        random_cases.HEAD,
+        random_cases.summary,
+    ),
+    Section(
+        "lengths",
+        "One module, every length",
+        "Compiled once; equal, and the budget kept, at each length.",
+        ("benchmarks.lengths gpt2 --layers 2",),
+        lengths.HEAD,
+        _each(lengths.summary),
+    ),
+    Section(
+        "planning",
+        "Planning time",
+        "torch's capture shown apart. Growth with distinct layers only.",
+        ("benchmarks.planning",),
+        planning.HEAD,
+        _each(planning.summary),
+    ),
+)
+
+PREFACE = """# Benchmarks
+
+Made by `python -m benchmarks.report` from the files in `benchmarks/results/`: do not edit.
+`make bench` runs everything here.
+
+How it is measured. Baseline and Quire run in turn, each in fresh processes: speed in some, memory
+in others, for the malloc setting that makes memory readable distorts time. fp32, two threads,
+`torch.inference_mode`, seeded random weights. Speed: default malloc, one call to warm up, the
+median of the samples. Memory: the rise of the resident set's high-water mark over one call, after
+one to warm up, with `MALLOC_MMAP_THRESHOLD_=65536`; outputs are counted, weights and inputs are
+not. The mark is exact: a call that does nothing reads as at most 4 KiB. The first call of a process
+reads 7 to 16 MB more that stay, hence the warm-up; peaks below some 10 MiB read up to 1 MiB high.
+*Kept* means measured ≤ plan's peak ≤ budget, for every sample. *Difference* is the largest over the
+outputs, relative to the largest value of each, and what `benchmarks/tolerance.py` allows. The raw
+samples are in the files.
+"""
+
+
+def page() -> str:
+    """The whole of `docs/benchmarks.md`."""
+    parts = [PREFACE]
+    for section in SECTIONS:
+        commands = "\n".join(f"    python -m {command}" for command in section.commands)
+        parts.append(f"## {section.title}\n\n{section.asked}\n\n{commands}\n")
+        record = latest(section.what)
+        if record is None:
+            parts.append("Not measured yet.\n")
+            continue
+        facts = record["hardware"]
+        where = facts.get("gpu") if record["settings"].get("device") == "cuda" else facts["cpu"]
+        parts.append(table(section.head, section.lines(record["rows"])) + "\n")
+        parts.append(
+            f"{record['date']}, {where}, {facts['cores']} cores, torch {facts['torch']}.\n"
+        )
+    parts.append("## Coverage\n\nEvery family, in [coverage.md](coverage.md): `make coverage`.\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    path = ROOT / "docs" / "benchmarks.md"
+    path.write_text(page())
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
