@@ -17,7 +17,12 @@ R = torch.randn
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
 
-def case(name: str, target: Any, *make: Callable[[], Any], **kwargs: Any) -> None:
+LOOSE = {"conv1d kernel 31", "conv1d kernel 40", "conv1d wav2vec2 pos", "conv1d kernel 31 groups"}
+"""Cases whose bound is up to a third too high with several threads: oneDNN picks the block of
+columns by rules of its own."""
+
+
+def case(name: str, target: Any, *make: Any, **kwargs: Any) -> None:
     """A call of `target`; callables among the arguments are run when the case is."""
 
     def build() -> Call:
@@ -830,7 +835,7 @@ case("topk unsorted", A.topk.default, r(2048, 512), 200, -1, True, False)
 case("sort", A.sort.default, r(512, 2048))
 case("sort dim 0", A.sort.default, r(2048, 512), 0)
 case("sort stable", A.sort.stable, r(512, 2048), stable=True)
-case("sort long", A.sort.default, r(2_000_000))
+case("sort long", A.sort.default, r(500_000))
 case("sort int", A.sort.default, lambda: torch.randint(0, 8, (200_000,)))
 case("argsort", A.argsort.default, r(512, 2048))
 

@@ -30,7 +30,7 @@ from torch import fx
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workspace_cases import CASES, OUTSIDE, Call
+from workspace_cases import CASES, LOOSE, OUTSIDE, Call
 
 from quire.capture.program import Op, Operand, TensorInfo, Where
 from quire.cost.workspace import workspace_bytes
@@ -153,7 +153,7 @@ def verdict(bound: int, measured: int, rss: int | None = None, *, hidden: bool =
 
 @torch.inference_mode()
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("words", nargs="*")
     parser.add_argument("--fast", action="store_true")
     parser.add_argument("--resident", action="store_true", help=argparse.SUPPRESS)
@@ -172,7 +172,7 @@ def main() -> int:
         call, run = call_of(name)
         bound, measured = predicted(call, options.threads), allocated(run)
         word = verdict(bound, measured, rss.get(name), hidden=name in OUTSIDE)
-        bad += word != "ok"
+        bad += word != "ok" and not (word == "LOOSE" and name in LOOSE)
         shown = f"{rss[name] / 1e3:9.0f}" if name in rss else "        –"
         print(f"{name:44s} {bound / 1e3:9.0f} {measured / 1e3:9.0f} {shown}  {word}")
     print(f"{len(names)} cases, {bad} outside")
