@@ -121,7 +121,7 @@ class Planning:
         notes: list[str] = []
         simple = simplify(captured, notes)
         fused_notes = list(notes)
-        fused = fuse_attention(simple, fused_notes)
+        fused = simplify(fuse_attention(simple, fused_notes))
         self.variants = [Variant(simple, tuple(notes))]
         if len(fused_notes) > len(notes):
             self.variants.append(Variant(fused, tuple(fused_notes)))
@@ -152,6 +152,8 @@ class Planning:
     def plan(self, memory: Memory) -> tuple[Plan, Program]:
         """The fastest plan that keeps the budget, and the program it is for."""
         budget = parse_budget(memory, self.baseline[0])
+        if budget is None:
+            return self._fastest()
         if budget == "min":
             floors = [(p.floor(), v, p) for v, p in self.planners()]
             (low, choices), variant, planner = min(floors, key=lambda f: f[0][0])
@@ -163,6 +165,15 @@ class Planning:
             raise self._too_small(budget)
         choices, variant, planner = min(found, key=lambda f: sum(c.seconds for c in f[0]))
         return self._built(variant, planner, choices, budget)
+
+    def _fastest(self) -> tuple[Plan, Program]:
+        """The fastest plan that needs no more memory than the model itself, if there is one."""
+        for room in (self.baseline[0], None):
+            found = [(c, v, p) for v, p in self.planners() if (c := p.plan(room)) is not None]
+            if found:
+                break
+        choices, variant, planner = min(found, key=lambda f: sum(c.seconds for c in f[0]))
+        return self._built(variant, planner, choices, None)
 
     def _built(
         self, variant: Variant, planner: ChunkPlanner, choices: list[Choice], budget: int | None

@@ -54,6 +54,8 @@ def arguments(
             shown.append(f"{name}={show(value)}")
         else:
             shown.append(show(value))
+    names = {argument.name for argument in op.target._schema.arguments}
+    shown += [f"{name}={show(value)}" for name, value in changed.items() if name not in names]
     return shown
 
 
@@ -67,7 +69,13 @@ def _same(value: Any, default: Any) -> bool:
 
 def overload(target: Any) -> str:
     """`aten.add.Tensor`: how emitted code names an overload."""
-    return str(target)
+    name = str(target)
+    return name if name.startswith("aten.") else f"torch.ops.{name}"
+
+
+def packet(target: Any) -> str:
+    """`aten.add`: the name under which torch picks the overload by the arguments."""
+    return overload(target).rpartition(".")[0]
 
 
 def stride_text(info: TensorInfo, shape: Iterable[Size]) -> tuple[str, bool]:

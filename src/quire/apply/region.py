@@ -12,15 +12,18 @@ from typing import Any
 
 import attrs
 import sympy
+import torch
 from torch import fx
 
-from quire.apply.code import arguments, overload, stride_text, text, whole
+from quire.apply.code import arguments, overload, packet, stride_text, text, whole
 from quire.capture.program import Op, Operand, Program, Size
 from quire.errors import QuireError
 from quire.flow.outs import ANY_LAYOUT, DENSE
 from quire.flow.propagate import Cut, Read, Spread, Storage, cut_for, reads_of, writes_of
 from quire.flow.relation import Axis, Join, Part, Span
 from quire.plan.plan import Region
+
+_VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 
 A, B = sympy.Symbol("a", integer=True, nonnegative=True), sympy.Symbol("b", integer=True)
 STEP = sympy.Symbol("step", integer=True, positive=True)
@@ -147,8 +150,28 @@ class RegionEmitter:
         axis = self._axis(self.seed)
         if axis.init is None:
             return []
-        bias = self._external(self.program.ops[self.seed].operands[axis.init].node)
-        return [f"{self._out(self.seed)}.add_({bias})"]
+        operand = self.program.ops[self.seed].operands[axis.init]
+        added = self._external(operand.node)
+        shape = self._aligned(operand)
+        if shape is not None:
+            added = f"{added}.view({text(shape)})"
+        return [f"{self._out(self.seed)}.add_({added})"]
+
+    def _aligned(self, operand: Operand) -> list[Any] | None:
+        """The shape in which an operand that is added once broadcasts to the output; None if it
+        does as it is. Its dims go where the op's other axes write them."""
+        out = self.program.infos[self.seed][0]
+        goes: dict[int, int] = {}
+        for axis in self.storage.flows[self.seed].axes:
+            read, write = axis.reads[operand.index], axis.writes[0]
+            if read is not None and write is not None:
+                goes[read.dim] = write.dim
+        if all(to - out.ndim == dim - operand.ndim for dim, to in goes.items()):
+            return None
+        return [
+            next((operand.shape[d] for d, to in goes.items() if to == dim), 1)
+            for dim in range(out.ndim)
+        ]
 
     # Within the loop
 
@@ -159,7 +182,7 @@ class RegionEmitter:
         shown = self._call_arguments(op, axis, cut, needs, self._shapes(step))
         target = op.target
         if place.kind == "fresh" or axis.target is not None:
-            called = axis.target.__name__ if axis.target is not None else overload(target)
+            called = axis.target.__name__ if axis.target is not None else self._called(op, shown)
             self.lines.append(f"{name} = {called}({', '.join(shown)})")
         else:
             called = ANY_LAYOUT.get(target) or DENSE[target]
@@ -184,8 +207,6 @@ class RegionEmitter:
             changed["size"] = list(shapes[0])
 
         def operand(o: Operand) -> str:
-            if axis.init == o.index and self.spread.join is not Join.CONCAT:
-                return "None"
             return self._read(o.node, Read(op.node, o.index, needs[o.index]), lo, hi)
 
         return arguments(op, operand, changed)
@@ -211,6 +232,16 @@ class RegionEmitter:
         first, last = need.interval(A, B)
         return self._part(name, need, text(first - start), text(last - start))
 
+    def _called(self, op: Op, shown: list[str]) -> str:
+        """The overload; its packet, where a part takes arguments of a longer overload. The part
+        of a tensor need not be laid out as the whole is, so that a view may have to copy."""
+        if op.target in _VIEWS:
+            return "aten.reshape.default"
+        known = {argument.name for argument in op.target._schema.arguments}
+        keywords = {word.split("=")[0] for word in shown if word.split("=")[0].isidentifier()}
+        longer = any("=" in word and word.split("=")[0] in keywords - known for word in shown)
+        return packet(op.target) if longer else overload(op.target)
+
     def _is_output(self, node: fx.Node) -> bool:
         return self.storage.written(node)[0] is self.storage.base[node]
 
@@ -229,7 +260,7 @@ class RegionEmitter:
             shapes = (self._shape(op.out.shape, need),)
             shown = self._call_arguments(op, axis, cut, needs, shapes)
             name = f"{_word(node)}_{len(self.names) + len(self.views)}"
-            self.lines.append(f"{name} = {overload(op.target)}({', '.join(shown)})")
+            self.lines.append(f"{name} = {self._called(op, shown)}({', '.join(shown)})")
             self.views[key] = name
         return self.views[key], need
 
@@ -269,9 +300,7 @@ class RegionEmitter:
         if write is None:
             scale = " * ((b - a) / size)" if self.spread.join is Join.MEAN else ""
             fold = FOLD[self.spread.join].format(out=out, part=name)
-            self.lines.append(
-                f"if a == 0:\n        {out}.copy_({name}{scale})\n    else:\n        {fold}"
-            )
+            self.lines += ["if a == 0:", f"    {out}.copy_({name}{scale})", "else:", f"    {fold}"]
             return
         first, last = write.scale * A, write.scale * B
         source = name

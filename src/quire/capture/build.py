@@ -12,6 +12,7 @@ import sympy
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.functions import FloorDiv
 
 from quire.capture.program import Input, Op, Operand, Program, Size, Symbol, TensorInfo, Where
 from quire.errors import CaptureError
@@ -23,8 +24,19 @@ def size_of(value: Any) -> Size:
     """An int, or the sympy expression of a SymInt."""
     if isinstance(value, torch.SymInt):
         expr = value.node.expr
+        if expr.has(FloorDiv):
+            expr = expr.replace(FloorDiv, _exact)
         return int(expr) if expr.is_Integer else expr
     return int(value)
+
+
+def _exact(number: sympy.Expr, by: sympy.Expr) -> sympy.Expr:
+    """A floor division without the floor where it divides for all values: s²//s is s."""
+    ratio = sympy.cancel(number / by)
+    whole = ratio.is_polynomial() and all(c.is_Integer for c in sympy.Poly(ratio).coeffs()) if (
+        ratio.free_symbols
+    ) else ratio.is_Integer
+    return ratio if whole else FloorDiv(number, by)
 
 
 def tensor_info(value: torch.Tensor) -> TensorInfo:

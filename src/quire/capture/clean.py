@@ -24,7 +24,6 @@ COPIES = {
     aten.contiguous.default,
     aten.detach.default,
     aten.detach_.default,
-    aten.dropout.default,
     aten.expand.default,
     aten.lift_fresh_copy.default,
     aten._to_copy.default,

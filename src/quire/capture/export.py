@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,7 +66,9 @@ def capture(
 def from_exported(exported: ExportedProgram) -> Program:
     """An exported program as a `Program`: decomposed no further than to functional ATen, so that
     composites with a fast kernel (linear, SDPA, norms, softmax, convolutions) stay whole."""
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch's own use of its deprecated LeafSpec.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         exported = exported.run_decompositions({})
     signature = exported.graph_signature
     for spec in signature.output_specs:
