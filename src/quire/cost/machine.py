@@ -128,13 +128,13 @@ REFERENCE = Machine(
     norm_seconds=4e-6,
     attention_seconds=20e-6,
     conv_seconds=30e-6,
-    gemm_float32=(20e9, 80e9, 130e9, 160e9, 180e9),
-    gemm_bfloat16=(20e9, 40e9, 50e9, 60e9, 60e9),
-    attention_float32=(10e9, 32e9, 42e9, 44e9, 64e9, 80e9, 83e9),
-    attention_bfloat16=(8e9, 16e9, 20e9, 22e9, 30e9, 36e9, 38e9),
-    conv_flops=100e9,
-    transcendental_rate=1.5e9,
-    reduce_rate=12e9,
+    gemm_float32=(18e9, 90e9, 150e9, 170e9, 180e9),
+    gemm_bfloat16=(18e9, 33e9, 38e9, 40e9, 40e9),
+    attention_float32=(10e9, 100e9, 120e9, 122e9, 135e9, 140e9, 142e9),
+    attention_bfloat16=(2e9, 90e9, 115e9, 117e9, 128e9, 132e9, 134e9),
+    conv_flops=150e9,
+    transcendental_rate=2.5e9,
+    reduce_rate=10e9,
 )
 """A modest two-core machine, fixed, so that plans made with it are the same everywhere."""
 
