@@ -16,7 +16,7 @@ for _power, _letter in enumerate("KMGT", start=1):
     _UNITS[_letter] = 1024**_power
 
 
-def parse_budget(memory: Memory, baseline: int) -> int | None | Literal["min"]:
+def parse_budget(memory: Memory, baseline: int) -> int | Literal["min"] | None:
     """Bytes, None for no budget, or "min".
 
     `memory` is an int of bytes, a float as a fraction of `baseline`, or a text: "512MiB", "2GB",

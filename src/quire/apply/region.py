@@ -19,8 +19,9 @@ from quire.apply.code import arguments, overload, packet, stride_text, text, who
 from quire.capture.program import Op, Operand, Program, Size
 from quire.errors import QuireError
 from quire.flow.outs import ANY_LAYOUT, DENSE
-from quire.flow.propagate import Cut, Read, Spread, Storage, cut_for, reads_of, writes_of
+from quire.flow.propagate import Cut, Spread, Storage, cut_for, reads_of, writes_of
 from quire.flow.relation import Axis, Join, Part, Span
+from quire.flow.rules.common import divide
 from quire.plan.plan import Region
 
 _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
@@ -68,7 +69,7 @@ class RegionEmitter:
         self.names: dict[fx.Node, str] = {}
         self.parameters: dict[fx.Node, str] = {}
         self.views: dict[tuple[fx.Node, Span], str] = {}
-        self.slices: dict[tuple[fx.Node, Span], str] = {}
+        self.slices: dict[tuple[fx.Node, Span, tuple[Any, Any]], str] = {}
         self.lines: list[str] = []
         self.last_use: dict[fx.Node, int] = {}
         for k, step in enumerate(self.steps):
@@ -138,7 +139,7 @@ class RegionEmitter:
         numel = sympy.Integer(1)
         for dim, size in enumerate(self.program.infos[step][0].shape):
             if write is not None and dim == write.dim:
-                block = size / write.outer
+                block = divide(size, write.outer)
                 length = write.scale * STEP + (write.hi - write.lo)
                 size = write.outer * (length if length == STEP else sympy.Min(block, length))
             numel = numel * size
@@ -207,17 +208,19 @@ class RegionEmitter:
             changed["size"] = list(shapes[0])
 
         def operand(o: Operand) -> str:
-            return self._read(o.node, Read(op.node, o.index, needs[o.index]), lo, hi)
+            own = axis.reads[o.index]
+            if own is None:
+                return self._read(o.node, None, (None, None))
+            return self._read(o.node, needs[o.index], own.interval(lo, hi))
 
         return arguments(op, operand, changed)
 
-    def _read(self, node: fx.Node, read: Read, lo: Any, hi: Any) -> str:
-        """An expression for what one op reads of one operand."""
-        need = read.need
+    def _read(self, node: fx.Node, need: Span | None, interval: tuple[Any, Any]) -> str:
+        """An expression for what one op reads of one operand: `interval` of each block."""
         base = self.storage.base[node]
         if base not in self.spread.cuts:
             outside = self._external(node)
-            return outside if need is None else self._slice(node, outside, need)
+            return outside if need is None else self._slice(node, outside, need, interval)
         assert need is not None
         made = attrs.evolve(need, fill=None)
         name, total = (
@@ -229,7 +232,7 @@ class RegionEmitter:
             return name
         assert total is not None
         start, _ = self._interval(total, self.program.infos[node][0].shape)
-        first, last = need.interval(A, B)
+        first, last = interval
         return self._part(name, need, text(first - start), text(last - start))
 
     def _called(self, op: Op, shown: list[str]) -> str:
@@ -264,10 +267,10 @@ class RegionEmitter:
             self.views[key] = name
         return self.views[key], need
 
-    def _slice(self, node: fx.Node, outside: str, need: Span) -> str:
-        key = (node, need)
+    def _slice(self, node: fx.Node, outside: str, need: Span, interval: tuple[Any, Any]) -> str:
+        key = (node, need, interval)
         if key not in self.slices:
-            first, last = need.interval(A, B)
+            first, last = interval
             exact = need.lo == 0 and need.hi == 0 and need.outer == 1
             if exact:
                 sliced = f"{outside}.narrow({need.dim}, {text(first)}, {text(last - first)})"
@@ -337,14 +340,14 @@ class RegionEmitter:
     def _units(self, axis: Axis, cut: Cut) -> tuple[Any, Any]:
         """The units of an op's own axis that a part computes, cut to the axis."""
         lo, hi = cut.scale * A + cut.lo, cut.scale * B + cut.hi
-        size = axis.size / cut.outer if cut.outer != 1 else axis.size
+        size = divide(axis.size, cut.outer)
         lo = lo if cut.lo == 0 else sympy.Max(0, lo)
         hi = hi if cut.hi == 0 else sympy.Min(size, hi)
         return lo, hi
 
     def _interval(self, write: Span, shape: tuple[Size, ...]) -> tuple[Any, Any]:
         first, last = write.interval(A, B)
-        block = shape[write.dim] / write.outer if write.outer != 1 else shape[write.dim]
+        block = divide(shape[write.dim], write.outer)
         first = first if write.lo == 0 else sympy.Max(0, first)
         return first, last if write.hi == 0 else sympy.Min(block, last)
 

@@ -33,9 +33,11 @@ def size_of(value: Any) -> Size:
 def _exact(number: sympy.Expr, by: sympy.Expr) -> sympy.Expr:
     """A floor division without the floor where it divides for all values: s²//s is s."""
     ratio = sympy.cancel(number / by)
-    whole = ratio.is_polynomial() and all(c.is_Integer for c in sympy.Poly(ratio).coeffs()) if (
-        ratio.free_symbols
-    ) else ratio.is_Integer
+    whole = (
+        ratio.is_polynomial() and all(c.is_Integer for c in sympy.Poly(ratio).coeffs())
+        if (ratio.free_symbols)
+        else ratio.is_Integer
+    )
     return ratio if whole else FloorDiv(number, by)
 
 

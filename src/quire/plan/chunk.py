@@ -171,13 +171,26 @@ class ChunkPlanner:
         escapes = frozenset(s for s in steps if self.live.last[s] >= j)
         snapshot = spread.snapshot()
         body = Body(snapshot, self.model, escapes, costs=costs)
-        if any(body.writes[s] is None for s in body.outputs if s is not spread.seed):
+        if not all(self._covered(body, step) for step in body.outputs):
             return None
         reuse = self._reuse(body, i, j)
         held = sum(self.model.nbytes[s] for s in body.outputs)
         held -= sum(self.model.nbytes[out] for out, _ in reuse)
         pairs = tuple((j - self.index[out], j - self.index[base]) for out, base in reuse)
         return Candidate(j - i, spread.axis, int(spread.size), body, held, pairs)
+
+    def _covered(self, body: Body, step: fx.Node) -> bool:
+        """Whether the parts of an output, each without its halo, make up the whole of it."""
+        parts = body.costs.of(step)
+        if body.folds and step is body.spread.seed:
+            return len(parts.writes) == 1
+        for info, write in zip(self.model.infos[step], parts.writes, strict=True):
+            if write is None or write.lo > 0 or write.hi < 0:
+                return False
+            block = int(info.shape[write.dim]) // int(write.outer)
+            if int(write.scale) * int(body.spread.size) != block:
+                return False
+        return len(parts.writes) == 1
 
     def _reuse(self, body: Body, i: int, j: int) -> list[tuple[fx.Node, fx.Node]]:
         """Outputs that can be written, part by part, over an input that the region reads last.
