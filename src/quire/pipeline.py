@@ -28,7 +28,7 @@ from quire.plan import moments
 from quire.plan.build import PartSizer, build_plan, fingerprint
 from quire.plan.chunk import Choice, ChunkPlanner
 from quire.plan.plan import Plan
-from quire.rewrite import fuse_attention, simplify
+from quire.rewrite import drop_masks, fuse_attention, simplify
 
 Progress = Callable[[str, int, int], None]
 
@@ -119,7 +119,7 @@ class Planning:
             s.name: s.hi if s.hi is not None else s.hint for s in captured.symbols
         }
         notes: list[str] = []
-        simple = simplify(captured, notes)
+        simple = simplify(drop_masks(simplify(captured, notes), notes))
         fused_notes = list(notes)
         fused = simplify(fuse_attention(simple, fused_notes))
         self.variants = [Variant(simple, tuple(notes))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -24,7 +25,7 @@ def text(value: Any) -> str:
         return "[" + ", ".join(text(v) for v in value) + "]"
     if isinstance(value, torch.device):
         return "device"
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+    if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")'
     return repr(value)
 
@@ -60,9 +61,7 @@ def arguments(
 
 
 def _same(value: Any, default: Any) -> bool:
-    if isinstance(value, Operand) or isinstance(value, sympy.Expr):
-        return False
-    if isinstance(value, list | tuple):
+    if isinstance(value, Operand | sympy.Expr | list | tuple):
         return False
     return type(value) is type(default) and value == default
 

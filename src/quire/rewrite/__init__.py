@@ -2,6 +2,7 @@
 
 simplify         fewer, plainer ops; never slower, never more memory
 fuse_attention   eager attention → the fused kernel
+drop_masks       fused attention with a mask the kernel can do without → without
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from quire.capture.program import Program
 from quire.rewrite.attention import fuse_attention
 from quire.rewrite.draft import Draft
 from quire.rewrite.lift import drop_idle, drop_neutral, lift_linears, share, split_to_slices
+from quire.rewrite.masks import drop_masks
 from quire.rewrite.slices import push_slices
 
-__all__ = ["fuse_attention", "simplify"]
+__all__ = ["drop_masks", "fuse_attention", "simplify"]
 
 
 def simplify(program: Program, notes: list[str] | None = None) -> Program:
