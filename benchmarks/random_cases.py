@@ -6,7 +6,7 @@ For each case: outputs equal to the model's own within a tolerance derived from 
 length (`tolerance.py`); measured peak ≤ plan's peak ≤ budget; a budget that nothing fits is
 refused, and then the best plan named is above the budget. Measured twice: bytes that torch's
 allocator handed out, which must not exceed the plan's peak by one byte, and the rise of the
-resident set, which may by `FLOOR`, the noise of that measure at small sizes. Worker processes
+resident set, which may by half a MiB, the noise of that measure at small sizes. Worker processes
 handle many cases each, with the malloc setting that makes memory readable; one that dies fails its
 case and no other.
 """
@@ -30,9 +30,10 @@ from benchmarks.record import save, table
 from benchmarks.tolerance import tolerance
 from benchmarks.zoo import CASES, Attention, build
 
-FLOOR = 1 << 20
-"""Bytes by which the resident set of a small model rises above what it allocates: pages shared by
-small tensors, and scratch that libraries keep. `rss.py` says how it was found."""
+FLOOR = 1 << 19
+"""Bytes by which the resident set may rise above the plan's peak: pages that small tensors share
+with others, and scratch memory of libraries too small for the plan to count. Readings of small
+models were within 0.25 MiB of what torch's allocator hands out, either way."""
 
 
 @attrs.frozen
@@ -54,10 +55,10 @@ def draw(n: int, seed: int, names: list[str] | None = None) -> list[Draw]:
     for number in range(n):
         case = CASES[rng.choice(names or list(CASES))]
         length = rng.randint(case.least, case.small * case.grows) // case.step * case.step
-        budget = rng.choice(("fraction",) * 7 + ("min", "tight", "none"))
-        memory: float | str | None = round(rng.uniform(0.02, 1.2), 4)
+        budget = rng.choice(("fraction",) * 7 + ("min", "tight", "none", "roomy"))
+        memory: float | str | None = round(rng.uniform(0.02, 1.0), 4)
         if budget != "fraction":
-            memory = {"min": "min", "tight": 0.002, "none": None}[budget]
+            memory = {"min": "min", "tight": 0.002, "none": None, "roomy": "1GiB"}[budget]
         draws.append(
             Draw(
                 number, case.name, rng.choice(case.attention), max(case.least, length), memory,
@@ -75,7 +76,9 @@ def attempt(this: Draw, runs: int = 2) -> dict[str, Any]:
         small = quire.chunk(model, args, kwargs, memory=this.memory)
     except quire.BudgetError as error:
         best: Any = error.best
-        return {"outcome": "refused", "best_bytes": best.peak_bytes, "budget": best.budget}
+        share = this.memory if isinstance(this.memory, float) else 0.0
+        asked = int(share * best.baseline_bytes)
+        return {"outcome": "refused", "best_bytes": best.peak_bytes, "budget": asked}
     facts: dict[str, Any] = {**plan_facts(small.plan), "chunk_seconds": time.perf_counter() - start}
     with torch.no_grad():
         graph = torch.export.export(model, args, kwargs, strict=False).graph
