@@ -86,11 +86,12 @@ def test_the_parts_put_back_are_the_whole() -> None:
 def buffers(*shape: int) -> dict[str, torch.Tensor]:
     """Places for a tensor of `shape`: dense, and with strides of other kinds."""
     *batch, last = shape
+    *first, rows = batch
     return {
         "dense": torch.empty(shape),
-        "rows of a larger one": torch.empty(*batch[:-1], batch[-1] + 3, last).narrow(-2, 1, batch[-1]),
+        "rows of a larger one": torch.empty(*first, rows + 3, last).narrow(-2, 1, rows),
         "columns of a larger one": torch.empty(*batch, last + 3).narrow(-1, 2, last),
-        "transposed": torch.empty(*batch[:-1], last, batch[-1]).transpose(-1, -2),
+        "transposed": torch.empty(*first, last, rows).transpose(-1, -2),
         "dims reversed": torch.empty(shape[::-1]).permute(*reversed(range(len(shape)))),
     }  # fmt: skip
 
