@@ -207,7 +207,7 @@ class Planning:
             best=best,
             binding=binding,
             where=str(program.ops[nodes[worst.step]].where),
-            allowed=f"memory of {best.peak_bytes} bytes or more; what binds: {'; '.join(binding[:4])}",
+            allowed=f"memory={best.peak_bytes} or more; what binds: {'; '.join(binding[:4])}",
             fix='memory="min" takes the best plan there is; shorter inputs need less',
         )
 

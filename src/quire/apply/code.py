@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import sympy
 import torch
@@ -95,7 +95,7 @@ def stride_order(info: TensorInfo) -> list[int]:
     if all(isinstance(s, int) for s in info.stride):
         return sorted(range(info.ndim), key=lambda d: (-hint[d], d))
     sizes = {x: 7919 for s in info.stride if not isinstance(s, int) for x in s.free_symbols}
-    value = [s if isinstance(s, int) else int(s.xreplace(sizes)) for s in info.stride]
+    value = [s if isinstance(s, int) else int(cast(Any, s.xreplace(sizes))) for s in info.stride]
     return sorted(range(info.ndim), key=lambda d: (-value[d], d))
 
 

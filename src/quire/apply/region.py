@@ -252,7 +252,7 @@ class RegionEmitter:
         return self.storage.written(node)[1]
 
     def _view(self, node: fx.Node, need: Span) -> tuple[str, Span]:
-        """The view `node` of a part, emitted where first needed; a part may be viewed in two ways."""
+        """The view `node` of a part, emitted where first needed; there may be several."""
         cut = self.spread.view_cuts.get((node, need)) or cut_for(self.storage.flows[node], 0, need)
         assert cut is not None
         key = (node, need)

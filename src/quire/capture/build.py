@@ -23,7 +23,7 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+\n\s*
 def size_of(value: Any) -> Size:
     """An int, or the sympy expression of a SymInt."""
     if isinstance(value, torch.SymInt):
-        expr = value.node.expr
+        expr: Any = value.node.expr
         if expr.has(FloorDiv):
             expr = expr.replace(FloorDiv, _exact)
         return int(expr) if expr.is_Integer else expr
@@ -161,7 +161,7 @@ def find_symbols(
                 bounds = ranges.get(expr)
                 lo = int(bounds.lower) if bounds is not None else 0
                 unbounded = bounds is None or not bounds.upper.is_Integer
-                hi = None if unbounded else int(bounds.upper)
+                hi = None if bounds is None or unbounded else int(bounds.upper)
                 found[expr] = Symbol(expr, lo, hi, int(size.node.hint), node, dim)
     used = {
         symbol

@@ -6,7 +6,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -96,7 +96,7 @@ def from_exported(exported: ExportedProgram) -> Program:
             )
         target = paths.get(spec.arg.name, node.name) if kind == "user" else str(spec.target)
         if not isinstance(node.meta.get("val"), torch.Tensor):
-            constants[target] = getattr(spec.arg, "value", None)
+            constants[str(target)] = getattr(spec.arg, "value", None)
             continue
         inputs.append(Input(node, kind, target))  # type: ignore[arg-type]
     clean(graph)
@@ -113,8 +113,8 @@ def from_exported(exported: ExportedProgram) -> Program:
         ops=ops,
         symbols=find_symbols(graph, exported.range_constraints, users),
         state={i.target: state[i.target] for i in inputs if i.kind != "user"},
-        in_spec=exported.call_spec.in_spec,
-        out_spec=exported.call_spec.out_spec,
+        in_spec=cast(pytree.TreeSpec, exported.call_spec.in_spec),
+        out_spec=cast(pytree.TreeSpec, exported.call_spec.out_spec),
         constants=constants,
         paths=tuple(paths.values()),
     )
@@ -122,10 +122,9 @@ def from_exported(exported: ExportedProgram) -> Program:
 
 def _input_paths(exported: ExportedProgram) -> dict[str, str]:
     """Placeholder name → path within `(args, kwargs)`, such as `args[0]` or `input_ids`."""
+    spec = cast(pytree.TreeSpec, exported.call_spec.in_spec)
     leaves, _ = pytree.tree_flatten_with_path(
-        pytree.tree_unflatten(
-            list(exported.graph_signature.user_inputs), exported.call_spec.in_spec
-        )
+        pytree.tree_unflatten(list(exported.graph_signature.user_inputs), spec)
     )
     paths = {}
     for name, (path, _) in zip(exported.graph_signature.user_inputs, leaves, strict=True):

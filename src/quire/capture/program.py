@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import attrs
 import sympy
@@ -55,7 +55,7 @@ class TensorInfo:
 
 def evaluate(size: Size, env: Mapping[sympy.Symbol, int]) -> int:
     """`size` as an int, its symbols taken from `env`."""
-    return size if isinstance(size, int) else int(size.xreplace(env))
+    return size if isinstance(size, int) else int(cast(Any, size.xreplace(env)))
 
 
 @attrs.frozen

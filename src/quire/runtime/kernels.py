@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_nn: Any = getattr(torch._C, "_nn")  # noqa: B009  (absent from torch's stubs)
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
     """`x` [..., K], `weight` [N, K], `out` [..., N]."""
@@ -74,11 +76,11 @@ def softmax(
 
 
 def gelu(x: Tensor, *, approximate: str = "none", out: Tensor) -> Tensor:
-    return torch._C._nn.gelu(x, approximate=approximate, out=out)
+    return _nn.gelu(x, approximate=approximate, out=out)
 
 
 def silu(x: Tensor, *, out: Tensor) -> Tensor:
-    return torch._C._nn.silu(x, out=out)
+    return _nn.silu(x, out=out)
 
 
 def relu(x: Tensor, *, out: Tensor) -> Tensor:
