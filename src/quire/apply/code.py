@@ -43,6 +43,15 @@ def arguments(
             return "[" + ", ".join(show(v) for v in value) + "]"
         return text(value)
 
+    names = {argument.name for argument in op.target._schema.arguments}
+    longer = [name for name in changed if name not in names]
+    if longer:
+        # A longer overload is meant, whose arguments may stand in another order.
+        return [
+            f"{name}={show(changed.get(name, op.arguments.get(name)))}"
+            for name in dict.fromkeys([*longer, *op.arguments])
+            if changed.get(name, op.arguments.get(name)) is not None
+        ]
     shown, skipped = [], False
     for argument in op.target._schema.arguments:
         name = argument.name
@@ -55,8 +64,6 @@ def arguments(
             shown.append(f"{name}={show(value)}")
         else:
             shown.append(show(value))
-    names = {argument.name for argument in op.target._schema.arguments}
-    shown += [f"{name}={show(value)}" for name, value in changed.items() if name not in names]
     return shown
 
 
@@ -107,7 +114,16 @@ def whole(program: Program, node: fx.Node, names: Mapping[fx.Node, str]) -> str:
         return f"{whole(program, node.args[0], names)}[{node.args[1]}]"  # type: ignore[arg-type]
     op = program.ops[node]
     shown = arguments(op, lambda o: whole(program, o.node, names), sized(op))
-    return f"{overload(op.target)}({', '.join(shown)})"
+    return f"{called(op.target)}({', '.join(shown)})"
+
+
+VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
+
+
+def called(target: Any) -> str:
+    """How emitted code calls an op. Strides are those of the run, not of the capture, so that a
+    view may have to copy."""
+    return "aten.reshape.default" if target in VIEWS else overload(target)
 
 
 def sized(op: Op) -> dict[str, Any]:

@@ -12,19 +12,16 @@ from typing import Any
 
 import attrs
 import sympy
-import torch
 from torch import fx
 
-from quire.apply.code import arguments, overload, packet, stride_text, text, whole
+from quire.apply.code import arguments, called, packet, stride_order, stride_text, text, whole
 from quire.capture.program import Op, Operand, Program, Size
 from quire.errors import QuireError
 from quire.flow.outs import ANY_LAYOUT, DENSE
 from quire.flow.propagate import Cut, Spread, Storage, cut_for, reads_of, writes_of
 from quire.flow.relation import Axis, Join, Part, Span
-from quire.flow.rules.common import divide
+from quire.flow.rules.common import divide, equal
 from quire.plan.plan import Region
-
-_VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 
 A, B = sympy.Symbol("a", integer=True, nonnegative=True), sympy.Symbol("b", integer=True)
 STEP = sympy.Symbol("step", integer=True, positive=True)
@@ -69,6 +66,8 @@ class RegionEmitter:
         self.names: dict[fx.Node, str] = {}
         self.parameters: dict[fx.Node, str] = {}
         self.views: dict[tuple[fx.Node, Span], str] = {}
+        self.units: dict[Any, tuple[Any, Any]] = {}
+        self.view_starts: dict[tuple[fx.Node, Span], Any] = {}
         self.slices: dict[tuple[fx.Node, Span, tuple[Any, Any]], str] = {}
         self.lines: list[str] = []
         self.last_use: dict[fx.Node, int] = {}
@@ -86,6 +85,7 @@ class RegionEmitter:
         head = [*self._outputs(), *self._slots()]
         outputs = tuple(s for s in self.steps if self.places[s].escapes)
         lines = [
+            "step = min(step, size)",
             *head,
             "for a in range(0, size, step):",
             "    b = min(a + step, size)",
@@ -180,15 +180,16 @@ class RegionEmitter:
         op, axis, cut = self.program.ops[step], self._axis(step), self.spread.cuts[step]
         place, name = self.places[step], self._name(step)
         needs = list(reads_of(axis, cut))
-        shown = self._call_arguments(op, axis, cut, needs, self._shapes(step))
+        units = self._units(step, axis, cut)
+        shown = self._call_arguments(op, axis, needs, units, self._shapes(step))
         target = op.target
         if place.kind == "fresh" or axis.target is not None:
-            called = axis.target.__name__ if axis.target is not None else self._called(op, shown)
-            self.lines.append(f"{name} = {called}({', '.join(shown)})")
+            function = axis.target.__name__ if axis.target is not None else self._called(op, shown)
+            self.lines.append(f"{name} = {function}({', '.join(shown)})")
         else:
-            called = ANY_LAYOUT.get(target) or DENSE[target]
+            function = ANY_LAYOUT.get(target) or DENSE[target]
             self.lines.append(f"{name} = {self._buffer(step)}")
-            self.lines.append(f"{called}({', '.join([*shown, f'out={name}'])})")
+            self.lines.append(f"{function}({', '.join([*shown, f'out={name}'])})")
         if place.escapes and place.kind != "out":
             self._deliver(step)
 
@@ -196,11 +197,11 @@ class RegionEmitter:
         self,
         op: Op,
         axis: Axis,
-        cut: Cut,
         needs: list[Span | None],
+        units: tuple[Any, Any],
         shapes: tuple[tuple[Any, ...], ...],
     ) -> list[str]:
-        lo, hi = self._units(axis, cut)
+        lo, hi = units
         changed: dict[str, Any] = {}
         if axis.edit is not None:
             changed |= axis.edit(Part(op, lo, hi, shapes))
@@ -231,19 +232,18 @@ class RegionEmitter:
         if total == made and need.fill is None:
             return name
         assert total is not None
-        start, _ = self._interval(total, self.program.infos[node][0].shape)
+        start = self._made(node)[0] if node is base or self._is_output(node) else None
         first, last = interval
+        if start is None:
+            start = self.view_starts[node, made]
         return self._part(name, need, text(first - start), text(last - start))
 
     def _called(self, op: Op, shown: list[str]) -> str:
-        """The overload; its packet, where a part takes arguments of a longer overload. The part
-        of a tensor need not be laid out as the whole is, so that a view may have to copy."""
-        if op.target in _VIEWS:
-            return "aten.reshape.default"
+        """The overload; its packet, where a part takes arguments of a longer overload."""
         known = {argument.name for argument in op.target._schema.arguments}
         keywords = {word.split("=")[0] for word in shown if word.split("=")[0].isidentifier()}
         longer = any("=" in word and word.split("=")[0] in keywords - known for word in shown)
-        return packet(op.target) if longer else overload(op.target)
+        return packet(op.target) if longer else called(op.target)
 
     def _is_output(self, node: fx.Node) -> bool:
         return self.storage.written(node)[0] is self.storage.base[node]
@@ -260,8 +260,13 @@ class RegionEmitter:
             op = self.program.ops[node]
             axis = self.storage.flows[node].axes[cut.axis]
             needs = list(reads_of(axis, cut))
-            shapes = (self._shape(op.out.shape, need),)
-            shown = self._call_arguments(op, axis, cut, needs, shapes)
+            units = self._units((node, need), axis, cut)
+            write = axis.writes[0]
+            assert write is not None
+            interval = write.interval(*units)
+            self.view_starts[key] = interval[0]
+            shapes = (self._shape(op.out.shape, need, interval),)
+            shown = self._call_arguments(op, axis, needs, units, shapes)
             name = f"{_word(node)}_{len(self.names) + len(self.views)}"
             self.lines.append(f"{name} = {self._called(op, shown)}({', '.join(shown)})")
             self.views[key] = name
@@ -269,10 +274,13 @@ class RegionEmitter:
 
     def _slice(self, node: fx.Node, outside: str, need: Span, interval: tuple[Any, Any]) -> str:
         key = (node, need, interval)
+        first, last = interval
+        if need.outer != 1 or need.fill is not None:
+            # It may copy: made for each use, so that the copy is gone after it.
+            return self._part(outside, need, text(first), text(last))
         if key not in self.slices:
-            first, last = interval
-            exact = need.lo == 0 and need.hi == 0 and need.outer == 1
-            if exact:
+            size = self.program.infos[node][0].shape[need.dim]
+            if need.lo == 0 and need.hi == 0 and equal(need.scale * self.spread.size, size):
                 sliced = f"{outside}.narrow({need.dim}, {text(first)}, {text(last - first)})"
             else:
                 sliced = self._part(outside, need, text(first), text(last))
@@ -291,11 +299,16 @@ class RegionEmitter:
         place, write = self.places[step], self._write(step)
         if place.kind == "out":
             assert write is not None
-            first, last = write.interval(A, B)
+            first, last = self._made(step)
             return f"{self._out(step)}.narrow({write.dim}, {text(first)}, {text(last - first)})"
         shape = self._shapes(step)[0]
-        strides, _ = stride_text(self.program.infos[step][0], shape)
-        return f"slot_{place.slot}.as_strided({text(shape)}, {strides})"
+        order = stride_order(self.program.infos[step][0])
+        count = sympy.prod(shape)
+        buffer = f"slot_{place.slot}.narrow(0, 0, {text(count)})"
+        if order == sorted(order):
+            return f"{buffer}.view({text(shape)})"
+        back = [order.index(d) for d in range(len(order))]
+        return f"{buffer}.view({text([shape[d] for d in order])}).permute({text(back)})"
 
     def _deliver(self, step: fx.Node) -> None:
         """Copy, or fold, a part into the region's output."""
@@ -308,7 +321,7 @@ class RegionEmitter:
         first, last = write.scale * A, write.scale * B
         source = name
         if write.lo != 0 or write.hi != 0:
-            start, _ = self._interval(write, self.program.infos[step][0].shape)
+            start = self._made(step)[0]
             core = attrs.evolve(write, lo=0, hi=0)
             source = self._part(name, core, text(first - start), text(last - start))
         extra = f", outer={text(write.outer)}" if write.outer != 1 else ""
@@ -337,31 +350,49 @@ class RegionEmitter:
     def _write(self, step: fx.Node, output: int = 0) -> Span | None:
         return list(writes_of(self._axis(step), self.spread.cuts[step]))[output]
 
-    def _units(self, axis: Axis, cut: Cut) -> tuple[Any, Any]:
-        """The units of an op's own axis that a part computes, cut to the axis."""
-        lo, hi = cut.scale * A + cut.lo, cut.scale * B + cut.hi
-        size = divide(axis.size, cut.outer)
-        lo = lo if cut.lo == 0 else sympy.Max(0, lo)
-        hi = hi if cut.hi == 0 else sympy.Min(size, hi)
-        return lo, hi
+    def _units(self, key: Any, axis: Axis, cut: Cut) -> tuple[Any, Any]:
+        """The units of an op's own axis that a part computes, cut to the axis.
 
-    def _interval(self, write: Span, shape: tuple[Size, ...]) -> tuple[Any, Any]:
-        first, last = write.interval(A, B)
-        block = divide(shape[write.dim], write.outer)
-        first = first if write.lo == 0 else sympy.Max(0, first)
-        return first, last if write.hi == 0 else sympy.Min(block, last)
+        Where a part may reach over an end, the cut ends are named in the loop.
+        """
+        if key not in self.units:
+            lo, hi = cut.scale * A + cut.lo, cut.scale * B + cut.hi
+            size = divide(axis.size, cut.outer)
+            if not (cut.lo == 0 and cut.hi == 0 and equal(cut.scale * self.spread.size, size)):
+                count = len(self.units)
+                self.lines.append(
+                    f"lo{count}, hi{count} = kernels.cut({text(lo)}, {text(hi)}, {text(size)})"
+                )
+                lo, hi = sympy.Symbol(f"lo{count}"), sympy.Symbol(f"hi{count}")
+            self.units[key] = lo, hi
+        return self.units[key]
 
-    def _shape(self, shape: tuple[Size, ...], write: Span | None) -> tuple[Any, ...]:
+    def _made(self, node: fx.Node) -> tuple[Any, Any]:
+        """The interval of the split dim that the part of a step holds."""
+        step, output = self.storage.written(node)
+        axis, cut = self._axis(step), self.spread.cuts[step]
+        write = axis.writes[output]
+        assert write is not None
+        return write.interval(*self._units(step, axis, cut))
+
+    def _shape(
+        self, shape: tuple[Size, ...], write: Span | None, interval: tuple[Any, Any]
+    ) -> tuple[Any, ...]:
         if write is None:
             return shape
-        first, last = self._interval(write, shape)
-        part = write.outer * (last - first)
+        part = write.outer * (interval[1] - interval[0])
         return tuple(part if d == write.dim else s for d, s in enumerate(shape))
 
     def _shapes(self, step: fx.Node) -> tuple[tuple[Any, ...], ...]:
-        spans = writes_of(self._axis(step), self.spread.cuts[step])
-        infos = self.program.infos[step]
-        return tuple(self._shape(i.shape, s) for i, s in zip(infos, spans, strict=True))
+        axis, cut = self._axis(step), self.spread.cuts[step]
+        lo, hi = self._units(step, axis, cut)
+        shapes = []
+        for info, own, write in zip(
+            self.program.infos[step], axis.writes, writes_of(axis, cut), strict=True
+        ):
+            interval = own.interval(lo, hi) if own is not None else (None, None)
+            shapes.append(self._shape(info.shape, write, interval))
+        return tuple(shapes)
 
     def _name(self, node: fx.Node) -> str:
         if not self._is_output(node) or self.storage.written(node)[0] is not node:

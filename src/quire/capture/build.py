@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import sympy
@@ -23,7 +23,7 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+\n\s*
 def size_of(value: Any) -> Size:
     """An int, or the sympy expression of a SymInt."""
     if isinstance(value, torch.SymInt):
-        expr: Any = value.node.expr
+        expr = cast(Any, value.node.expr)
         if expr.has(FloorDiv):
             expr = expr.replace(FloorDiv, _exact)
         return int(expr) if expr.is_Integer else expr
@@ -57,7 +57,8 @@ def where_of(node: fx.Node) -> Where:
     frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
     place = {"file": "", "line": 0, "code": ""}
     if frames:
-        last = frames[-1]
+        own = [f for f in frames if not re.search(r"[/\\]torch[/\\]", f["file"])]
+        last = (own or frames)[-1]
         place = {"file": last["file"], "line": int(last["line"]), "code": last["code"].strip()}
     kind = kind if isinstance(kind, str) else kind.__name__
     return Where(module=module, kind=kind.rsplit(".", 1)[-1], **place)

@@ -129,9 +129,9 @@ def _input_paths(exported: ExportedProgram) -> dict[str, str]:
     paths = {}
     for name, (path, _) in zip(exported.graph_signature.user_inputs, leaves, strict=True):
         group, *rest = path
-        text = pytree.keystr(tuple(rest))
         is_keyword = getattr(group, "idx", 0) == 1
-        paths[str(name)] = text.strip("[]'") if is_keyword and len(rest) == 1 else f"args{text}"
+        head, shown = (rest[0].key, rest[1:]) if is_keyword else ("args", rest)
+        paths[str(name)] = f"{head}{pytree.keystr(tuple(shown))}"
     return paths
 
 

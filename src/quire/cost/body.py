@@ -89,7 +89,7 @@ class Body:
             ]
             write = self.writes[step]
             exact = write is not None and write.lo == 0 and write.hi == 0 and write.outer == 1
-            if escapes and can_write and not folded and exact and op.target in ANY_LAYOUT:
+            if escapes and can_write and not folded and exact and self._straight(step):
                 places[step] = Place("out")
             elif not can_write:
                 places[step] = Place("fresh", copied=escapes)
@@ -134,6 +134,15 @@ class Body:
             return chosen
         self.slots.append([step])
         return len(self.slots) - 1
+
+    def _straight(self, step: fx.Node) -> bool:
+        """Whether the step may write into a slice of the region's output: its kernel takes any
+        layout, and no view of the slice, which might have to copy, is read in the loop."""
+        storage = self.spread.storage
+        if storage.program.ops[step].target not in ANY_LAYOUT:
+            return False
+        read = [o.node for s in self.steps for o in storage.program.ops[s].operands]
+        return all(node is step for node in read if storage.base[node] is step)
 
     def _slot_bytes(self, slot: int) -> int:
         return max(self._made(s, TYPICAL) for s in self.slots[slot])

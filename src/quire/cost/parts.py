@@ -13,13 +13,16 @@ from quire.flow.propagate import Spread, reads_of, writes_of
 from quire.flow.relation import Join, Span
 
 
-def part_info(info: TensorInfo, need: Span | None, n: int) -> TensorInfo:
-    """The part of `info` that `n` units of the loop make or read, densely stored in its order."""
+def part_info(info: TensorInfo, need: Span | None, n: int, *, dense: bool = True) -> TensorInfo:
+    """The part of `info` that `n` units of the loop make or read: densely stored in its order, or
+    a slice of the whole with the whole's strides."""
     if need is None:
         return info
     block = int(info.shape[need.dim]) // int(need.outer) if need.outer else 0
     length = int(need.outer) * max(0, min(block, int(need.scale * n + need.hi - need.lo)))
     shape = tuple(length if d == need.dim else s for d, s in enumerate(info.shape))
+    if not dense and need.outer == 1 and need.fill is None:
+        return TensorInfo(shape, info.dtype, info.stride, info.device)
     order = sorted(range(info.ndim), key=lambda d: (-int(info.stride[d]), d))
     stride, step = [0] * info.ndim, 1
     for d in reversed(order):
@@ -116,7 +119,7 @@ class PartCosts:
 
     def workspace(self, step: fx.Node, n: int) -> int:
         model = self.model
-        if model.workspace[step] <= 1 << 17:
+        if self.spread.storage.flows[step].pointwise:
             return model.workspace[step]
         if (step, n) not in self._workspace:
             self._workspace[step, n] = self._workspace_of(step, n)
@@ -125,7 +128,9 @@ class PartCosts:
     def _workspace_of(self, step: fx.Node, n: int) -> int:
         model, storage, parts = self.model, self.spread.storage, self.of(step)
         operands = tuple(
-            part_info(model.infos[o.node][0], need, n)
+            part_info(
+                model.infos[o.node][0], need, n, dense=storage.base[o.node] in self.spread.cuts
+            )
             for o, need in zip(storage.program.ops[step].operands, parts.needs, strict=True)
         )
         outputs = tuple(

@@ -43,7 +43,6 @@ ANY_LAYOUT: dict[Any, str] = {
     aten.addmm.default: "torch.addmm",
     aten.baddbmm.default: "torch.baddbmm",
     aten.linear.default: "kernels.linear",
-    aten.embedding.default: "kernels.embedding",
     aten.clone.default: "kernels.copy",
     aten._to_copy.default: "kernels.copy",
 }
@@ -52,6 +51,7 @@ ANY_LAYOUT: dict[Any, str] = {
 DENSE: dict[Any, str] = {
     aten.softmax.int: "kernels.softmax",
     aten._softmax.default: "kernels.softmax",
+    aten.embedding.default: "kernels.embedding",
     aten.gelu.default: "kernels.gelu",
     aten.matmul.default: "kernels.matmul",
 }

@@ -122,6 +122,8 @@ class Plan:
             f"({self.peak_bytes / max(self.baseline_bytes, 1) - 1:+.0%}), budget {budget}; "
             f"predicted time {self.seconds:.3g} s, baseline {self.baseline_seconds:.3g} s"
         ]
+        if not self.regions and not self.rewrites:
+            rows.append("nothing to do: the model runs as it is")
         rows += [f"rewrite: {text}" for text in self.rewrites]
         for region in self.regions:
             rows += _explain(region, "")

@@ -36,7 +36,7 @@ def _rows(x: Tensor, rows: int) -> Tensor | None:
             return None
         step = stride if step is None else step
         size *= length
-    return x.as_strided((rows, x.shape[-1]), (step or x.shape[-1], x.stride(-1)))
+    return x.view(rows, x.shape[-1])
 
 
 def _row_product(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -66,13 +66,13 @@ def _batched(x: Tensor, batch: int) -> Tensor | None:
             return None
         step = stride if step is None else step
         size *= length
-    return x.as_strided((batch, *x.shape[-2:]), (step or 0, *x.stride()[-2:]))
+    return x.view(batch, *x.shape[-2:])
 
 
 def softmax(
     x: Tensor, dim: int, half_to_float: Any = None, *, dtype: Any = None, out: Tensor
 ) -> Tensor:
-    return torch.softmax(x, dim, out=out) if out.dtype == x.dtype else out.copy_(x.softmax(dim))
+    return torch.softmax(x, dim, dtype=out.dtype, out=out)
 
 
 def gelu(x: Tensor, *, approximate: str = "none", out: Tensor) -> Tensor:
@@ -96,6 +96,12 @@ def copy(x: Tensor, *, out: Tensor, **_: Any) -> Tensor:
     return out.copy_(x)
 
 
+def cut(lo: int, hi: int, size: int) -> tuple[int, int]:
+    """The interval `[lo, hi)` without what lies outside `[0, size)`; never of negative length."""
+    lo = min(max(lo, 0), size)
+    return lo, min(max(hi, lo), size)
+
+
 def part(
     x: Tensor, dim: int, lo: int, hi: int, outer: int = 1, fill: float | None = None
 ) -> Tensor:
@@ -107,11 +113,13 @@ def part(
         blocks = x.unflatten(dim, (outer, x.shape[dim] // outer))
         return part(blocks, dim + 1, lo, hi, fill=fill).flatten(dim, dim + 1)
     size = x.shape[dim]
-    first, last = max(lo, 0), min(hi, size)
-    inside = x.narrow(dim, first, max(last - first, 0))
+    first, last = cut(lo, hi, size)
+    inside = x.narrow(dim, first, last - first)
     if fill is None or (first == lo and last == hi):
         return inside
-    pad = [0, 0] * (x.dim() - 1 - dim) + [first - lo, hi - last]
+    before = min(max(-lo, 0), hi - lo)
+    after = hi - lo - before - (last - first)
+    pad = [0, 0] * (x.dim() - 1 - dim) + [before, after]
     return torch.nn.functional.pad(inside, pad, value=fill)
 
 

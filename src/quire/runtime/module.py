@@ -80,7 +80,7 @@ class ChunkedModule(nn.Module):
             if path in infos:
                 self._check_tensor(path, leaf, infos[path], sizes)
                 tensors.append(leaf)
-            elif leaf != self._constants.get(path):
+            elif isinstance(leaf, torch.Tensor) or leaf != self._constants.get(path):
                 raise InputError(
                     f"{path} is {leaf!r}",
                     where=path,

@@ -13,7 +13,7 @@ from quire.flow.rules.common import aten, divide, equal, make_axis, make_flow, n
 
 @rule(*aten("scaled_dot_product_attention"))
 def attention(op: Op) -> Flow:
-    """Batch, heads, query rows and the width of the values split; the keys are needed whole.
+    """Batch, heads and query rows split; the keys are needed whole.
 
     With fewer key than query heads a unit is a key head and its G query heads; the second axis
     over heads takes some of the G for every key head. Rows of a causal attention know their place
@@ -45,7 +45,7 @@ def attention(op: Op) -> Flow:
             reasons[dim] = "the mask's size differs here"
         else:
             axes.append(found)
-    axes.append(make_axis(op, v.shape[-1], {v.index: span(wide)}, {0: span(wide)}))
+    reasons[wide] = "values narrower than the queries have no fast kernel"
     if op["is_causal"]:
         causal = make_axis(op, q.shape[rows], {q.index: span(rows)}, {0: span(rows)})
         edit = lambda part: {"is_causal": part.lo}  # noqa: E731
