@@ -20,7 +20,7 @@ from quire.errors import CaptureError
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+\n\s*(?P<code>[^\n]*)')
 
 
-def size_of(value: Any) -> Size:
+def size_of(value: Any) -> Any:
     """An int, or the sympy expression of a SymInt."""
     if isinstance(value, torch.SymInt):
         expr = cast(Any, value.node.expr)
@@ -30,7 +30,7 @@ def size_of(value: Any) -> Size:
     return int(value)
 
 
-def _exact(number: sympy.Expr, by: sympy.Expr) -> sympy.Expr:
+def _exact(number: sympy.Expr, by: sympy.Expr) -> Any:
     """A floor division without the floor where it divides for all values: s²//s is s."""
     ratio = sympy.cancel(number / by)
     whole = (

@@ -155,7 +155,10 @@ class ChunkPlanner:
         found = []
         for axis in range(len(self.storage.flows[seed].axes)):
             size = int(self.storage.flows[seed].axes[axis].size)
-            if self.storage.flows[seed].axes[axis].join not in FOLDS or size < 2:
+            join = self.storage.flows[seed].axes[axis].join
+            # A convolution lays its operands out anew: its channels are no saving to fold.
+            layout = join is not Join.CONCAT and self.model.kinds[seed] == "conv"
+            if join not in FOLDS or layout or size < 2:
                 continue
             spread = Spread(self.storage, seed, axis)
             costs = PartCosts(spread, self.model)
