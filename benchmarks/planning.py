@@ -119,7 +119,7 @@ def main() -> None:
     )
     options.add_argument("models", nargs="*", metavar="model", help=f"of {', '.join(MODELS)}")
     options.add_argument("--layers", type=int, nargs="+", help="instead of the model's own depth")
-    options.add_argument("--memory", default="0.15")
+    options.add_argument("--memory", default="0.25")
     options.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = options.parse_args()
     memory = float(given.memory) if given.memory[0].isdigit() else given.memory
