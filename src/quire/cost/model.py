@@ -9,8 +9,12 @@ from torch import fx
 from quire.capture.program import Op, TensorInfo
 from quire.cost.machine import Machine
 from quire.cost.time import Kind, Work, kind_of, op_seconds
-from quire.cost.workspace import workspace_bytes
+from quire.cost.workspace import SMALL, workspace_bytes
 from quire.flow.propagate import Storage
+
+ACROSS = 4.0
+"""Bytes of plain traffic that take the time of one byte copied across strides: two for reading
+and writing, twice for the strides (a guess between the 2 and 6 seen)."""
 
 LARGE = 1 << 25
 """From 32 MiB on glibc maps every allocation anew, so that each page of it faults."""
@@ -65,7 +69,14 @@ class Model:
         if kind == "attention" and op.get("is_causal"):
             flops /= 2
         work = Work(kind, flops, read, out, out if fresh else 0, 1, rows, dtype)
-        return op_seconds(work, self.machine)
+        return op_seconds(work, self.machine) + self.relayout(step, self.workspace[step])
+
+    def relayout(self, step: fx.Node, workspace: int) -> float:
+        """Time in which a GEMM lays out anew the operands whose strides its kernel cannot take:
+        each byte of such workspace is read across strides and written once."""
+        if self.kinds[step] != "gemm" or workspace <= SMALL:
+            return 0.0
+        return ACROSS * (workspace - SMALL) / self.machine.copy_bandwidth
 
 
 def rows_of(kind: Kind, out: TensorInfo) -> int:

@@ -115,7 +115,8 @@ class PartCosts:
             kind, flops, read * count, written * count, fresh * count, count, rows, info.dtype
         )
         views = count * model.machine.rates.overhead["view"] * (1 + len(parts.needs))
-        return op_seconds(work, model.machine) + views
+        again = count * model.relayout(step, self.workspace(step, n)) if kind == "gemm" else 0.0
+        return op_seconds(work, model.machine) + views + again
 
     def workspace(self, step: fx.Node, n: int) -> int:
         model = self.model
