@@ -14,16 +14,6 @@ PARTS = (1, 2, 3, 5, 16)
 
 DRAWN = 12
 
-OPEN = {
-    "from_int_to_float16",
-    "positions_and_masks",
-    "rolled_padded_and_joined",
-    "rotary",
-    "sliced_and_whole",
-    "stride_two_on_odd_sizes",
-}
-"""Models some region of which is known to be wrong: to be emptied."""
-
 
 @pytest.fixture(scope="module", params=CASES, ids=[c.name for c in CASES])
 def case(request: pytest.FixtureRequest, _reference_machine: None) -> Built:
@@ -32,8 +22,6 @@ def case(request: pytest.FixtureRequest, _reference_machine: None) -> Built:
 
 def test_smallest_plan_is_eager_at_every_part_size(case: Built) -> None:
     """As planned, in parts that do not divide, and in parts larger than the whole."""
-    if case.name == "rotary":
-        return
     plan, program = case.planning.plan("min")
     assert bool(plan.regions) or not case.splits
     assert plan.peak_bytes <= case.planning.baseline[0]
@@ -48,8 +36,6 @@ def test_smallest_plan_is_eager_at_every_part_size(case: Built) -> None:
 
 def test_any_region_is_eager_within_its_peak(case: Built) -> None:
     """Regions drawn from all that the planner weighs, each as the only one of a plan."""
-    if case.name in OPEN:
-        return
     draw = random.Random(case.name)
     for program, planner in planners(case.planning):
         found = regions(planner)

@@ -24,8 +24,8 @@ def intervals(draw: st.DrawFn) -> tuple[list[int], int, int, int, int]:
     outer = draw(st.integers(1, 3))
     size = shape[dim]
     shape[dim] = size * outer
-    lo = draw(st.integers(-2, size))
-    hi = draw(st.integers(max(lo, 0), size + 2))
+    lo = draw(st.integers(-3, size + 2))
+    hi = draw(st.integers(lo, size + 3))
     return shape, dim, outer, lo, hi
 
 
@@ -71,7 +71,7 @@ def test_put_writes_the_interval_of_each_block_and_nothing_else(drawn: Any) -> N
     out = torch.zeros(shape)
     x = torch.randn([len(at) if d == dim else s for d, s in enumerate(shape)])
     want = out.index_copy(dim, at, x)
-    kernels.put(out, x, dim, lo, max(lo, hi), outer)
+    kernels.put(out, x, dim, min(lo, block), max(min(lo, block), hi), outer)
     torch.testing.assert_close(out, want, rtol=0, atol=0)
 
 
@@ -150,6 +150,12 @@ def test_softmax_in_place(dim: int, dtype: torch.dtype) -> None:
     got = kernels.softmax(x, dim, out=x)
     assert got is x
     torch.testing.assert_close(x, want, rtol=0, atol=0)
+
+
+def test_softmax_to_a_wider_dtype() -> None:
+    x, out = torch.randn(3, 5).bfloat16(), torch.empty(3, 5)
+    kernels.softmax(x, -1, dtype=torch.float32, out=out)
+    torch.testing.assert_close(out, x.softmax(-1, dtype=torch.float32), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("place", ["dense", "rows of a larger one"])

@@ -103,6 +103,10 @@ def test_weights_can_be_changed_and_loaded() -> None:
 def test_moves_to_another_device(small: Chunked, decoder: tuple[nn.Module, Tensor]) -> None:
     model, ids = decoder
     same(small.to(torch.device("cpu"))(ids), eager(model, ids))
+    block = Block().eval()
+    moved = quire.chunk(block, (torch.randn(1, 37, 16),), memory="min").to("meta")
+    assert all(p.is_meta for p in moved.parameters())
+    assert moved(torch.randn(1, 37, 16, device="meta")).shape == (1, 37, 16)
 
 
 def test_repr_says_what_it_is(small: Chunked) -> None:
@@ -145,7 +149,7 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("backend", ["eager"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_torch_compile(
     backend: str, small: Chunked, decoder: tuple[nn.Module, Tensor], fresh_dynamo: None
 ) -> None:
@@ -226,6 +230,7 @@ def test_keywords_in_any_order(scaled: tuple[Chunked, nn.Module, Tensor, dict[st
     ("changed", "named"),
     [
         ({"scale": 3.0}, "scale is 3.0"),
+        ({"scale": torch.ones(3)}, "scale is "),
         ({"flag": False}, "flag is False"),
         ({"mask": torch.ones(1, 37)}, r"mask is a tensor of torch.float32 \[1, 37\]"),
         ({"mask": torch.ones(2, 37, 1)}, r"mask is a tensor of torch.float32 \[2, 37, 1\]"),

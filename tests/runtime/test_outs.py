@@ -61,10 +61,7 @@ def strided(shape: torch.Size) -> torch.Tensor:
     )
 
 
-EMBEDDING = {aten.embedding.default}
-
-
-@pytest.mark.parametrize("target", [t for t in ANY_LAYOUT if t not in EMBEDDING], ids=str)
+@pytest.mark.parametrize("target", ANY_LAYOUT, ids=str)
 def test_any_layout(target: Any) -> None:
     want = target(*arguments(target))
     for out in (
