@@ -59,7 +59,7 @@ def test_source(make: Any) -> None:
     model.eval()
     plan, program = Planning(capture(model, args, dynamic_shapes=dynamic)).plan("min")
     run = module(program, plan)
-    path = GOLDEN / f"{make.__name__}.py"
+    path = GOLDEN / f"{make.__name__}.py.txt"
     if UPDATE:
         path.parent.mkdir(exist_ok=True)
         path.write_text(run.source)
