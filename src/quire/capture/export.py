@@ -84,6 +84,7 @@ def from_exported(exported: ExportedProgram) -> Program:
     graph.output(output)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     paths = _input_paths(exported)
+    leaves_left = iter(paths)
     inputs: list[Input] = []
     constants: dict[str, Any] = {}
     for node, spec in zip(placeholders, signature.input_specs, strict=True):
@@ -94,7 +95,7 @@ def from_exported(exported: ExportedProgram) -> Program:
                 allowed="tensors and plain Python constants",
                 fix="pass tensors only",
             )
-        target = paths.get(spec.arg.name, node.name) if kind == "user" else str(spec.target)
+        target = next(leaves_left) if kind == "user" else str(spec.target)
         if not isinstance(node.meta.get("val"), torch.Tensor):
             constants[str(target)] = getattr(spec.arg, "value", None)
             continue
@@ -116,23 +117,20 @@ def from_exported(exported: ExportedProgram) -> Program:
         in_spec=cast(pytree.TreeSpec, exported.call_spec.in_spec),
         out_spec=cast(pytree.TreeSpec, exported.call_spec.out_spec),
         constants=constants,
-        paths=tuple(paths.values()),
+        paths=paths,
     )
 
 
-def _input_paths(exported: ExportedProgram) -> dict[str, str]:
-    """Placeholder name → path within `(args, kwargs)`, such as `args[0]` or `input_ids`."""
+def _input_paths(exported: ExportedProgram) -> tuple[str, ...]:
+    """The path of each leaf within `(args, kwargs)`, in order, such as `args[0]` or `input_ids`."""
     spec = cast(pytree.TreeSpec, exported.call_spec.in_spec)
-    leaves, _ = pytree.tree_flatten_with_path(
-        pytree.tree_unflatten(list(exported.graph_signature.user_inputs), spec)
-    )
-    paths = {}
-    for name, (path, _) in zip(exported.graph_signature.user_inputs, leaves, strict=True):
-        group, *rest = path
+    places = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    paths = []
+    for (group, *rest), _ in pytree.tree_flatten_with_path(places)[0]:
         is_keyword = getattr(group, "idx", 0) == 1
         head, shown = (rest[0].key, rest[1:]) if is_keyword else ("args", rest)
-        paths[str(name)] = f"{head}{pytree.keystr(tuple(shown))}"
-    return paths
+        paths.append(f"{head}{pytree.keystr(tuple(shown))}")
+    return tuple(paths)
 
 
 def _first_line(error: BaseException) -> str:
