@@ -55,6 +55,7 @@ def test_inputs_by_kind_and_path() -> None:
         "mask": "user",
         "extra['a'][0]": "user",
     }
+    assert found.constants == {"args[1]": True, "extra['b']": 3}
     assert [i.target for i in found.users_inputs()] == ["args[0]", "mask", "extra['a'][0]"]
     assert set(found.state) == {"up.weight", "up.bias", "scale", "shift"}
 

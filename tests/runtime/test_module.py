@@ -253,6 +253,31 @@ def test_refuses_other_keywords(
     assert error.value.allowed and error.value.fix
 
 
+class Choices(nn.Module):
+    def forward(
+        self, x: Tensor, flag: bool, cfg: dict[str, Any], *, a: float = 1.0, b: float = 1.0
+    ) -> Tensor:
+        y = torch.exp(x) * a * b * cfg["k"][0] * cfg["k"][1]
+        return y if flag else -y
+
+
+def test_constants_of_one_value_at_many_places() -> None:
+    """As a Hugging Face model gets use_cache=False and output_attentions=False."""
+    model, x = Choices(), torch.randn(4, 8)
+    args, kwargs = (x, True, {"k": [2.0, 2.0]}), {"a": 2.0, "b": 2.0}
+    run = quire.chunk(model, args, kwargs, memory="min")
+    same(run(*args, **kwargs), model(*args, **kwargs))
+    changed = [
+        ((x, False, {"k": [2.0, 2.0]}), kwargs, r"args\[1\] is False"),
+        ((x, True, {"k": [2.0, 3.0]}), kwargs, r"args\[2\]\['k'\]\[1\] is 3.0"),
+        (args, {"a": 3.0, "b": 2.0}, "a is 3.0"),
+        (args, {"a": 2.0, "b": 3.0}, "b is 3.0"),
+    ]
+    for wrong, keywords, said in changed:
+        with pytest.raises(quire.InputError, match=said):
+            run(*wrong, **keywords)
+
+
 @pytest.mark.parametrize(
     "args",
     [
