@@ -34,13 +34,13 @@ def by_rows(heads: int, kv: int, *, eager: bool) -> tuple[nn.Module, tuple[Tenso
     return model, args, min(found, key=lambda f: f[3].length)
 
 
-@pytest.mark.parametrize(("heads", "kv"), [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize(("heads", "kv"), [(4, 4), (4, 2)])
 @pytest.mark.parametrize("eager", [False, True])
 def test_causal_attention_by_rows(heads: int, kv: int, eager: bool) -> None:
     model, args, (program, planner, end, candidate) = by_rows(heads, kv, eager=eager)
     with torch.no_grad():
         want = model(*args)
-    for part in (1, 2, 5, 16, LENGTH - 1, LENGTH):
+    for part in (1, 5, LENGTH - 1, LENGTH):
         plan = one_region(planner, end, candidate, part)
         run = module(program, plan)
         assert "causal_rows(" in run.source

@@ -18,7 +18,7 @@ from .models import Call, Decoder, halos_at_both_borders, stride_two_on_odd_size
 from .run import allocated, same
 
 LENGTHS = Dim("length", min=12, max=512)
-ODD = (12, 13, 37, 101, 256, 511, 512)
+ODD = (12, 37, 101, 256, 511)
 """Most of them prime; none is a multiple of the parts."""
 
 
