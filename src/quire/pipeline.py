@@ -28,7 +28,8 @@ from quire.plan import moments
 from quire.plan.build import PartSizer, build_plan, fingerprint
 from quire.plan.chunk import Choice, ChunkPlanner
 from quire.plan.plan import Plan
-from quire.rewrite import drop_masks, fuse_attention, simplify
+from quire.plan.stages import staged
+from quire.rewrite import drop_masks, fuse_attention, rearrange, share_keys, simplify
 
 Progress = Callable[[str, int, int], None]
 
@@ -119,15 +120,22 @@ class Planning:
             s.name: s.hi if s.hi is not None else s.hint for s in captured.symbols
         }
         notes: list[str] = []
-        simple = simplify(drop_masks(simplify(captured, notes), notes))
+        simple = simplify(share_keys(drop_masks(simplify(captured, notes), notes), notes))
         fused_notes = list(notes)
-        fused = simplify(fuse_attention(simple, fused_notes))
-        self.variants = [Variant(simple, tuple(notes))]
-        if len(fused_notes) > len(notes):
-            self.variants.append(Variant(fused, tuple(fused_notes)))
+        fused = simplify(share_keys(fuse_attention(simple, fused_notes), fused_notes))
         self._planners: dict[int, ChunkPlanner] = {}
         self.progress = progress
         self.original = self._planner(captured, candidates=False)
+        self.variants = [Variant(simple, tuple(notes))]
+        if len(fused_notes) > len(notes):
+            self.variants.append(Variant(fused, tuple(fused_notes)))
+        self.variants += [self._staged(v) for v in self.variants[-1:]]
+
+    def _staged(self, variant: Variant) -> Variant:
+        """What is read whole made first; cheap steps run again rather than kept."""
+        whole = self._planner(variant.program, candidates=False)
+        runs = staged(whole.model, whole.baseline_bytes)
+        return Variant(rearrange(variant.program, runs), variant.notes)
 
     def _planner(self, program: Program, *, candidates: bool = True) -> ChunkPlanner:
         return ChunkPlanner(
