@@ -53,11 +53,14 @@ def test_fused_attention_is_grouped_and_keys_alone_are_not() -> None:
     def both(q: Any, k: Any, v: Any) -> Any:
         return sdpa(q, repeat(k, 3), repeat(v, 3), is_causal=True)
 
+    def interleaved(q: Any, k: Any, v: Any) -> Any:
+        return sdpa(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, dim=1))
+
     def keys_only(q: Any, k: Any, v: Any) -> Any:
         return sdpa(q, repeat(k, 3), v.repeat(1, 3, 1, 1))
 
     args = qkv(heads=6, kv_heads=2)
-    for function, grouped in ((both, True), (keys_only, False)):
+    for function, grouped in ((both, True), (interleaved, True), (keys_only, False)):
         before = program_of(function, *args)
         notes: list[str] = []
         after = share_keys(before, notes)

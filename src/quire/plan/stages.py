@@ -32,10 +32,10 @@ class Run:
     sources: Mapping[fx.Node, Stage]
 
 
-def staged(model: Model, peak: int) -> list[Run]:
-    """Every call of the program, those run twice as often as they run, in order.
+def staged(model: Model, peak: int, *, again: bool = True) -> list[Run]:
+    """Every call of the program, as often as it runs, in order.
 
-    `peak` is the program's own peak in bytes.
+    `peak` is the program's own peak in bytes; with `again` false nothing runs twice.
     """
     storage = model.storage
     early = {step: read_whole(model, step) for step in storage.steps}
@@ -49,7 +49,8 @@ def staged(model: Model, peak: int) -> list[Run]:
         if node.op != "call_function":
             continue
         wants = list(wanted.get(node, ()))
-        once = len(wants) > 1 and not _made_again(model, node, peak // SMALL_SHARE)
+        small = peak // SMALL_SHARE if again else peak + 1
+        once = len(wants) > 1 and not _made_again(model, node, small)
         stages = [node] if once else wants
         for want in wants:
             stage_of[node, want] = node if once else want

@@ -2,13 +2,13 @@
 
     sdpa(q, repeat(k, n), repeat(v, n))  →  sdpa(q, k, v, enable_gqa=True)
 
-Side condition: `repeat` writes every head n times in a row. Claim: equal; the kernel maps query head
-h to key head h // n (grouped-query attention, Ainslie et al. 2023).
+Side condition: `repeat` writes every head n times in a row. Claim: equal; the kernel maps query
+head h to key head h // n (grouped-query attention, Ainslie et al. 2023).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -26,7 +26,7 @@ def share_keys(program: Program, notes: list[str] | None = None) -> Program:
     notes = [] if notes is None else notes
     changed = False
     for at in draft.nodes(SDPA):
-        query, key, value, *rest = at.args
+        query, key, value, *rest = cast(Any, at.args)
         if at.kwargs.get("enable_gqa") or len(draft.shape(query)) != 4:
             continue
         keys, values = repeated(draft, key), repeated(draft, value)
@@ -42,8 +42,13 @@ def share_keys(program: Program, notes: list[str] | None = None) -> Program:
 
 
 def repeated(draft: Draft, node: Any) -> fx.Node | None:
-    """The [B, G, S, D] tensor of which `node`, [B, G·n, S, D], holds every head n times in a row."""
+    """The [B, G, S, D] tensor of which `node`, [B, G·n, S, D], holds each head n times in a row."""
     shape = draft.shape(node)
+    inner = node.args[0] if node.target is aten.transpose.int else node
+    if inner is not node and inner.target is node.target and _swap(inner) == _swap(node):
+        node = inner.args[0]
+    if node.target is aten.repeat_interleave.self_int and len(node.args) > 2:
+        return node.args[0] if node.args[2] in (1, -3) else None
     if node.target not in VIEWS:
         return None
     wide = node.args[0]
@@ -60,3 +65,7 @@ def repeated(draft: Draft, node: Any) -> fx.Node | None:
         return None
     same = (*grown[:2], *grown[3:]) == own and grown[1] * grown[2] == shape[1]
     return source if same else None
+
+
+def _swap(node: fx.Node) -> set[int]:
+    return {cast(int, d) % 4 for d in node.args[1:]}
