@@ -11,6 +11,7 @@ with a step run whole as the region of length one that is not split.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -265,6 +266,13 @@ class ChunkPlanner:
             choices.append(choice)
             j = choice.start
         return choices[::-1]
+
+    @cached_property
+    def fastest(self) -> float:
+        """Seconds of the fastest plan for any budget."""
+        choices = self.plan(None)
+        assert choices is not None
+        return sum(c.seconds for c in choices)
 
     def floor(self) -> tuple[int, list[Choice]]:
         """The lowest peak of any plan, and the fastest plan that has it."""
