@@ -1,0 +1,5 @@
+"""Laws. (filled in below)"""
+
+from __future__ import annotations
+
+CLAIMS: list[dict[str, str]] = []
