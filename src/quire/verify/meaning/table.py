@@ -58,7 +58,8 @@ def named(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[s
         if all(n in given or n in defaults or n == "out" for n in names) and all(
             _fits(a, given[a.name]) for a in arguments if a.name in given
         ):
-            return packet.__name__, {**defaults, **given}
+            known = {**defaults, **given}
+            return packet.__name__, {n: known[n] for n in names if n in known}
     raise NoMeaning(f"no overload of {packet} takes these arguments")
 
 
