@@ -144,3 +144,12 @@ LEMMAS = tuple(law for law in LAWS if not law.axiom)
 
 CLAIMS: list[dict[str, str]] = []
 """Logs of condition claims being kept: SMT-LIB text → what it is for."""
+
+
+def render() -> str:
+    """The laws as Markdown, for docs/trusted.md."""
+    rows = ["Lemmas, each discharged by the solvers in every certificate:", ""]
+    rows += [f"- `{law.name}`: {law.statement}" for law in LEMMAS]
+    rows += ["", "Axioms, trusted:", ""]
+    rows += [f"- `{law.name}`: {law.statement}" for law in AXIOMS]
+    return "\n".join(rows)
