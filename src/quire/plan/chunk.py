@@ -22,7 +22,7 @@ from quire.capture.program import Program
 from quire.cost.body import Body, writes_out
 from quire.cost.liveness import Liveness
 from quire.cost.machine import Machine
-from quire.cost.model import Model
+from quire.cost.model import Model, with_slack, without_slack
 from quire.cost.parts import PartCosts
 from quire.flow.propagate import Spread, Storage
 from quire.flow.relation import Join
@@ -245,6 +245,7 @@ class ChunkPlanner:
 
     def plan(self, budget: int | None) -> list[Choice] | None:
         """The fastest choices whose peak stays within `budget` bytes, or None."""
+        budget = None if budget is None else without_slack(budget)
         best: list[tuple[float, Choice | None]] = [(0.0, None)]
         for j in range(1, len(self.order) + 1):
             options: list[tuple[float, Choice | None]] = []
@@ -295,20 +296,19 @@ class ChunkPlanner:
                     held = self.live.before[j - c.length] + c.held + c.scratch(c.choices()[-1])
                     lowest = min(lowest, max(best[j - c.length], held))
             best.append(lowest)
-        choices = self.plan(best[-1])
+        lowest = with_slack(best[-1])
+        choices = self.plan(lowest)
         assert choices is not None
-        return best[-1], choices
+        return lowest, choices
 
     @property
     def baseline_bytes(self) -> int:
         """Peak of the program as captured, each step run whole into new memory."""
-        return max(
-            (
-                self.live.before[k] + self.model.nbytes[s] + self.model.workspace[s]
-                for k, s in enumerate(self.order)
-            ),
-            default=0,
+        steps = enumerate(self.order)
+        peaks = (
+            self.live.before[k] + self.model.nbytes[s] + self.model.workspace[s] for k, s in steps
         )
+        return with_slack(max(peaks, default=0))
 
     @property
     def baseline_seconds(self) -> float:
