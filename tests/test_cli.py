@@ -16,6 +16,7 @@ import quire
 from quire import cli
 from quire.capture.options import Options
 from quire.capture.target import load_target
+from quire.cost.machine import REFERENCE
 from quire.errors import BudgetError, QuireError
 from quire.plan.plan import Plan, Region
 
@@ -166,9 +167,31 @@ def test_pt2_brings_its_own_inputs(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(model, (x,)), path)
     target = load_target(str(path), Options())
     assert torch.equal(target.args[0], x)
-    assert torch.equal(target.model(x), model(x))
+    assert isinstance(target.model, torch.export.ExportedProgram)
+    assert torch.equal(target.model.module()(x), model(x))
     with pytest.raises(QuireError, match="--seq does not apply"):
         load_target(str(path), Options(seq=3))
+
+
+def test_a_dynamic_pt2_stays_dynamic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quire.pipeline, "machine", lambda *_: REFERENCE)
+    source, output = tmp_path / "model.pt2", tmp_path / "small.pt2"
+    model = nn.Sequential(nn.Linear(4, 64), nn.GELU(), nn.Linear(64, 4)).eval()
+    length = torch.export.Dim("length", min=2, max=512)
+    exported = torch.export.export(model, (torch.randn(8, 4),), dynamic_shapes=({0: length},))
+    torch.export.save(exported, source)
+    result = run("chunk", source, "--memory", "min", "--plan-only", "--out", output)
+    assert result.exit_code == 0, result.output
+    small = quire.load(output)
+    assert small.plan.regions
+    for tokens in (512, 7):
+        x = torch.randn(tokens, 4)
+        torch.testing.assert_close(small(x), model(x))
+    with pytest.raises(quire.InputError, match="513"):
+        small(torch.randn(513, 4))
+    result = run("chunk", source, "--dynamic")
+    assert result.exit_code == cli.USER_ERROR
+    assert "keeps the dynamic dims" in result.stderr
 
 
 def test_factory_takes_the_options_it_names(factory: str) -> None:

@@ -20,6 +20,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 import quire
 from quire.capture.options import Options
@@ -277,6 +279,12 @@ def _writable(*paths: Path | None) -> None:
 
 
 def _dynamic_shapes(target: Target) -> Any:
+    if isinstance(target.model, ExportedProgram):
+        raise QuireError(
+            "--dynamic does not apply here: a .pt2 keeps the dynamic dims it was exported with",
+            where=target.name,
+            fix="leave out --dynamic; export the model again with dynamic_shapes to free a dim",
+        )
     if target.dynamic_shapes is None:
         raise QuireError(
             "--dynamic: this target does not say which dim is the sequence",
@@ -289,7 +297,9 @@ def _dynamic_shapes(target: Target) -> Any:
 
 
 def _device_of(target: Target) -> torch.device:
-    return next((p.device for p in target.model.parameters()), torch.device("cpu"))
+    weights = list(target.model.parameters())
+    tensors = weights or pytree.tree_leaves((target.args, target.kwargs))
+    return next((t.device for t in tensors if isinstance(t, torch.Tensor)), torch.device("cpu"))
 
 
 def _measure(

@@ -22,6 +22,7 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from quire.capture import hugging_face
@@ -32,10 +33,11 @@ from quire.errors import CaptureError, QuireError
 @attrs.frozen(eq=False)
 class Target:
     """A model with one call's inputs. `dynamic_shapes`, in torch.export's spelling, frees the
-    sequence dim; it is None where the target does not say which dim that is."""
+    sequence dim; it is None where the target does not say which dim that is, and for a program
+    that is exported already: what is dynamic in it stays so."""
 
     name: str
-    model: nn.Module
+    model: nn.Module | ExportedProgram
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     dynamic_shapes: Any = None
@@ -95,7 +97,7 @@ def _exported(path: Path, options: Options) -> Target:
     if options.device is not None:
         exported = move_to_device_pass(exported, options.device)
     args, kwargs = move(exported.example_inputs, options)
-    return Target(path.name, exported.module(), tuple(args), dict(kwargs))
+    return Target(path.name, exported, tuple(args), dict(kwargs))
 
 
 def _factory(spec: str, options: Options) -> Target:
