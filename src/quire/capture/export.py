@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from quire.capture.build import find_symbols, tables
 from quire.capture.clean import clean
-from quire.capture.program import Input, Program
+from quire.capture.program import Input, Program, leaf_paths
 from quire.errors import CaptureError
 
 _KINDS = {
@@ -83,7 +83,8 @@ def from_exported(exported: ExportedProgram) -> Program:
     output = graph.graph_copy(exported.graph, renamed)
     graph.output(output)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    paths = _input_paths(exported)
+    in_spec = cast(pytree.TreeSpec, exported.call_spec.in_spec)
+    paths = leaf_paths(pytree.tree_unflatten(list(range(in_spec.num_leaves)), in_spec))
     leaves_left = iter(paths)
     inputs: list[Input] = []
     constants: dict[str, Any] = {}
@@ -114,23 +115,11 @@ def from_exported(exported: ExportedProgram) -> Program:
         ops=ops,
         symbols=find_symbols(graph, exported.range_constraints, users),
         state={i.target: state[i.target] for i in inputs if i.kind != "user"},
-        in_spec=cast(pytree.TreeSpec, exported.call_spec.in_spec),
+        in_spec=in_spec,
         out_spec=cast(pytree.TreeSpec, exported.call_spec.out_spec),
         constants=constants,
         paths=paths,
     )
-
-
-def _input_paths(exported: ExportedProgram) -> tuple[str, ...]:
-    """The path of each leaf within `(args, kwargs)`, in order, such as `args[0]` or `input_ids`."""
-    spec = cast(pytree.TreeSpec, exported.call_spec.in_spec)
-    places = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    paths = []
-    for (group, *rest), _ in pytree.tree_flatten_with_path(places)[0]:
-        is_keyword = getattr(group, "idx", 0) == 1
-        head, shown = (rest[0].key, rest[1:]) if is_keyword else ("args", rest)
-        paths.append(f"{head}{pytree.keystr(tuple(shown))}")
-    return tuple(paths)
 
 
 def _first_line(error: BaseException) -> str:

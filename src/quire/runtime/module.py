@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from quire.capture.program import Program
+from quire.capture.program import Program, leaf_paths
 from quire.errors import InputError
 from quire.plan.plan import Plan
 
@@ -69,7 +70,7 @@ class ChunkedModule(nn.Module):
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if spec != self._in_spec:
             raise InputError(
-                f"called with {_structure(args, kwargs)}",
+                f"called with {_structure(args, kwargs)}{_amiss(args, kwargs, self._leaf_paths)}",
                 allowed="the arguments it was compiled for: " + ", ".join(self._leaf_paths),
                 fix="pass the same positional and keyword arguments as to quire.chunk",
             )
@@ -139,6 +140,28 @@ def _structure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         f"{k}={type(v).__name__}" for k, v in kwargs.items()
     ]
     return f"({', '.join(words)})"
+
+
+def _amiss(args: tuple[Any, ...], kwargs: dict[str, Any], wanted: tuple[str, ...]) -> str:
+    """Which arguments are missing and which are not known, in words."""
+    try:
+        given = leaf_paths((args, kwargs))
+    except ValueError:
+        return ""
+    words = []
+    for verdict, ours, others in (("missing", wanted, given), ("not taken", given, wanted)):
+        heads = {_head(path) for path in others}
+        # An argument that is lacking as a whole is named as a whole.
+        lacking = [p if _head(p) in heads else _head(p) for p in ours if p not in others]
+        if lacking:
+            words.append(f"{verdict}: {', '.join(dict.fromkeys(lacking))}")
+    return f"; {'; '.join(words)}" if words else ""
+
+
+def _head(path: str) -> str:
+    """`mask` of `mask['a'][0]`, `args[1]` of `args[1]['k']`."""
+    found = re.match(r"args\[\d+\]|[^\[.]+", path)
+    return found[0] if found else path
 
 
 def _attach(root: nn.Module, target: str, tensor: torch.Tensor) -> tuple[nn.Module, str]:
