@@ -143,9 +143,10 @@ def _label_peak(
     i = max(range(len(moments)), key=lambda k: moments[k].nbytes)
     at = (edges[i] + edges[i + 1]) / 2
     late = at > edges[-1] / 2
+    offset = (-7 if late else 7, -13 if below else 4)
     ax.plot([at], [moments[i].nbytes], "o", ms=5, mfc="white", mec=color, mew=1.5, clip_on=False)
     ax.annotate(
-        f"peak {bytes_text(moments[i].nbytes)}", (at, moments[i].nbytes), (-7 if late else 7, -13 if below else 4),
+        f"peak {bytes_text(moments[i].nbytes)}", (at, moments[i].nbytes), offset,
         textcoords="offset points", fontsize=9, weight="bold", color=color,
         ha="right" if late else "left",
     )  # fmt: skip
