@@ -110,6 +110,26 @@ def test_moves_to_another_device(small: Chunked, decoder: tuple[nn.Module, Tenso
     assert moved(torch.randn(1, 37, 16, device="meta")).shape == (1, 37, 16)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.to(torch.float64),
+        lambda m: m.half(),
+        lambda m: nn.Sequential(m).to("cpu", torch.bfloat16),
+    ],
+    ids=["to", "half", "within another module"],
+)
+def test_refuses_another_dtype_and_stays_as_it_was(
+    change: Callable[[nn.Module], Any], small: Chunked, decoder: tuple[nn.Module, Tensor]
+) -> None:
+    model, ids = decoder
+    with pytest.raises(quire.InputError, match=r"would become torch\.") as error:
+        change(small)
+    assert "quire.chunk(model.to(" in error.value.fix
+    assert {p.dtype for p in small.parameters()} == {torch.float32}
+    same(small.to(torch.float32)(ids), eager(model, ids))
+
+
 def test_repr_says_what_it_is(small: Chunked) -> None:
     assert f"{len(small.plan.regions)} regions" in repr(small)
 

@@ -29,7 +29,8 @@ class ChunkedModule(nn.Module):
     gradients. `part_sizes` gives the part of each region for given values of the program's length
     symbols; it is asked once per combination of lengths.
 
-    Raises InputError if the inputs' structure, dtypes or sizes are not those it was made for.
+    Raises InputError if the inputs' structure, dtypes or sizes are not those it was made for, and
+    if its weights are to change their dtype: the code allocates what it was planned for.
     """
 
     def __init__(self, program: Program, plan: Plan, source: str, part_sizes: PartSizes) -> None:
@@ -61,6 +62,20 @@ class ChunkedModule(nn.Module):
         with torch.no_grad():
             results = self._forward(weights, parts, *tensors)
         return pytree.tree_unflatten(results, self._out_spec)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """Moves to other devices; refuses other dtypes, before anything has changed."""
+        for name, (owner, key) in self._weights.items():
+            weight = getattr(owner, key)
+            dtype = fn(torch.empty(0, dtype=weight.dtype, device=weight.device)).dtype
+            if dtype != weight.dtype:
+                raise InputError(
+                    f"{name} would become {dtype}",
+                    where=name,
+                    allowed=f"{weight.dtype}, which it was compiled for; any device",
+                    fix=f"chunk the model in that dtype: quire.chunk(model.to({dtype}), …)",
+                )
+        return super()._apply(fn, recurse)
 
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
         """The tensors among the inputs, in the order of the emitted function's parameters."""
