@@ -37,6 +37,20 @@ def build(seq=8):
     return torch.nn.Linear(4, 4), (torch.zeros(seq, 4),), {}
 def wrong():
     return 3
+def broken():
+    raise OSError("no weights at hand")
+class Branch(torch.nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x
+        return -x
+def branch():
+    return Branch(), (torch.zeros(4),), {}
+class Mismatch(torch.nn.Module):
+    def forward(self, x):
+        return x @ x
+def mismatch():
+    return Mismatch(), (torch.zeros(3, 4),), {}
 """
 
 
@@ -236,6 +250,11 @@ def test_a_bad_config_is_a_user_error_without_a_traceback(
         (["model.json", "--dtype", "int3"], "--dtype int3"),
         (["model.json", "--device", "abacus"], "--device abacus"),
         (["model.json", "--report", "no/where.html"], "no such folder"),
+        (["model.json", "--out", "."], "this is a folder"),
+        (["model.json", "--memory", "12XB"], "memory='12XB' is no budget"),
+        (["model.json", "--memory", "1.5"], "memory=1.5 is no budget: a fraction is at most 1"),
+        (["model.json", "--memory", "0"], "memory=0 is no budget: a budget is more than 0"),
+        (["model.json", "--seq", "many"], "--seq"),
     ],
 )
 def test_a_bad_argument_is_a_user_error(
@@ -251,7 +270,7 @@ def test_a_bad_argument_is_a_user_error(
     result = run("chunk", *args)
     assert result.exit_code == cli.USER_ERROR
     assert says in result.stderr
-    assert "to fix" in result.stderr or "allowed" in result.stderr
+    assert any(word in result.stderr for word in ("to fix", "allowed", "Try"))
 
 
 def test_a_factory_that_returns_something_else_is_told_what_to_return(factory: str) -> None:
@@ -259,6 +278,48 @@ def test_a_factory_that_returns_something_else_is_told_what_to_return(factory: s
     assert result.exit_code == cli.USER_ERROR
     assert "returned int" in result.stderr
     assert "(model, args, kwargs)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "where"),
+    [
+        ("broken", "raised OSError: no weights at hand", 'raise OSError("no weights at hand")'),
+        ("branch", "could not capture Branch", "if x.sum() > 0:"),
+        ("mismatch", "could not capture Mismatch", "return x @ x"),
+    ],
+)
+def test_what_fails_in_the_users_code_is_shown_there(
+    factory: str, name: str, found: str, where: str
+) -> None:
+    result = run("chunk", f"{factory}:{name}")
+    assert result.exit_code == cli.USER_ERROR
+    assert found in result.stderr
+    assert where in result.stderr and f"{factory}.py:" in result.stderr
+    assert "to fix" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_bad_budget_is_refused_before_the_model_is_loaded(
+    config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "load_target", lambda *_: pytest.fail("loaded"))
+    assert run("chunk", config(GPT2), "--memory", "lots").exit_code == cli.USER_ERROR
+
+
+def test_an_infeasible_budget_names_the_tensors_in_the_model(
+    config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quire.pipeline, "machine", lambda *_: REFERENCE)
+    result = run("chunk", config(GPT2), "--seq", 64, "--memory", "1KiB", "--plan-only")
+    assert result.exit_code == cli.USER_ERROR
+    for text in (
+        "no plan fits 1024 bytes (1 KiB)",
+        "or more",
+        "binds",
+        "modeling_gpt2.py:",
+        "best",
+    ):
+        assert text in result.stderr
 
 
 def test_dynamic_needs_a_target_that_names_its_sequence(config: Callable[..., Path]) -> None:

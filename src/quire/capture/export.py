@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,12 @@ _KINDS = {
 }
 
 
+_STDLIB = sysconfig.get_path("stdlib")
+_NOT_THE_USERS = re.compile(
+    rf"[/\\](torch|quire)[/\\]|{re.escape(_STDLIB)}[/\\](?!site-packages|dist-packages)"
+)
+
+
 def export(
     model: nn.Module,
     args: Sequence[Any],
@@ -44,7 +51,8 @@ def export(
         raise CaptureError(
             f"torch.export could not capture {type(model).__name__}: {_first_line(error)}",
             where=_line_in_model(error, model),
-            allowed="models whose control flow does not depend on tensor values",
+            allowed="models that run on these inputs, and whose control flow does not depend on "
+            "tensor values",
             fix=_advice(str(error)),
         ) from error
 
@@ -133,7 +141,7 @@ def _line_in_model(error: BaseException, model: nn.Module) -> str:
     hits = re.findall(r'File "([^"]+)", line (\d+), in [^\n]+\n\s*([^\n]*)', text)
     frames = [(f.filename, f.lineno, f.line) for f in traceback.extract_tb(error.__traceback__)]
     frames += [(file, int(line), code) for file, line, code in hits]
-    inner = [f for f in frames if not re.search(r"[/\\](torch|quire)[/\\]", f[0])]
+    inner = [f for f in frames if not _NOT_THE_USERS.search(f[0])]
     if not inner:
         return type(model).__name__
     file, line, code = inner[-1]
@@ -145,4 +153,7 @@ def _advice(text: str) -> str:
         return "a branch or size depends on tensor values: use torch.where, or make it a constant"
     if "dynamic_shapes" in text or "Constraints violated" in text:
         return "give dynamic_shapes the ranges named above, or make that dim static"
-    return "see the message above; run torch.export.export(model, args, kwargs) to reproduce it"
+    return (
+        "see that model(*args, **kwargs) runs; torch.export.export(model, args, kwargs) then "
+        "reproduces the error"
+    )

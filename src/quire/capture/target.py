@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,18 @@ def _factory(spec: str, options: Options) -> Target:
             fix="name a function that returns (model, args, kwargs)",
         ) from error
     taken = _accepted(function, options)
-    made = function(**taken)
+    try:
+        made = function(**taken)
+    except QuireError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise QuireError(
+            f"the function raised {type(error).__name__}: {first_line(error)}",
+            where=f"{frame.filename}:{frame.lineno}  `{frame.line}`",
+            allowed="a function that returns (model, args, kwargs)",
+            fix=f"make this run: from {module_name} import {name}; {name}()",
+        ) from error
     if isinstance(made, tuple) and len(made) == 2:
         made = (*made, {})
     if not (
