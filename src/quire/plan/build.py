@@ -14,7 +14,7 @@ from quire.cost.machine import Machine
 from quire.cost.model import Model
 from quire.errors import BudgetError
 from quire.flow.propagate import Spread, Storage
-from quire.plan.chunk import PARTS, Choice, ChunkPlanner
+from quire.plan.chunk import Choice, ChunkPlanner, part_sizes
 from quire.plan.moments import after
 from quire.plan.plan import Moment, Placed, Plan, Region
 
@@ -146,10 +146,10 @@ class PartSizer:
             outputs -= sum(model.nbytes[nodes[out]] for out, _ in region.reuse)
             held = live.before[index[nodes[region.steps[0]]]] + outputs
             size = int(spread.size)
-            tries = [n for n in (region.part, *PARTS) if n <= region.part]
+            tries = part_sizes(max(size, 1), region.part) or [region.part]
             fits = (
-                n for n in tries if self.plan.budget is None
-                or held + body.scratch(min(n, max(size, 1))) <= self.plan.budget
+                n for n in tries
+                if self.plan.budget is None or held + body.scratch(n) <= self.plan.budget
             )  # fmt: skip
             chosen = next(fits, None)
             if chosen is None:

@@ -11,6 +11,7 @@ with a step run whole as the region of length one that is not split.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -33,6 +34,17 @@ WINDOW = 96
 PARTS = (8192, 4096, 2048, 1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 
 FOLDS = frozenset({Join.CONCAT, Join.SUM, Join.MAX, Join.MIN, Join.MEAN})
+
+
+def part_sizes(size: int, most: int) -> list[int]:
+    """Part sizes to try for `size` units, none above `most`, largest first.
+
+    Each makes parts as equal as can be: 4097 units in parts of at most 1024 are five of 820, as a
+    last part of one unit would cost nearly as much as a whole one.
+    """
+    tried = (-(-size // -(-size // n)) for n in (size, *PARTS) if 0 < n <= size)
+    return list(dict.fromkeys(n for n in tried if n <= most))
+
 
 Step = Callable[[str, int, int], None]
 
@@ -65,7 +77,7 @@ class Candidate:
         return self._seconds[n]
 
     def choices(self) -> list[int]:
-        return [self.size, *(n for n in PARTS if n < self.size)]
+        return part_sizes(self.size, self.size)
 
     def best(self, room: int) -> tuple[float, int, int] | None:
         """(seconds, part, scratch) of the fastest part whose scratch fits in `room` bytes."""
@@ -265,6 +277,13 @@ class ChunkPlanner:
             choices.append(choice)
             j = choice.start
         return choices[::-1]
+
+    @cached_property
+    def fastest(self) -> float:
+        """Seconds of the fastest plan for any budget."""
+        choices = self.plan(None)
+        assert choices is not None
+        return sum(c.seconds for c in choices)
 
     def floor(self) -> tuple[int, list[Choice]]:
         """The lowest peak of any plan, and the fastest plan that has it."""
