@@ -32,6 +32,7 @@ from quire.plan.chunk import Choice, ChunkPlanner
 from quire.plan.folds import head_folds
 from quire.plan.plan import Plan
 from quire.plan.stages import staged
+from quire.report.units import bytes_text
 from quire.rewrite import drop_masks, fuse_attention, rearrange, share_keys, simplify
 
 Progress = Callable[[str, int, int], None]
@@ -224,7 +225,7 @@ class Planning:
         worst = max(best.after, key=lambda m: m.nbytes)
         nodes = {n.name: n for n in program.graph.nodes}
         binding = tuple(
-            f"{h.tensor} ({h.nbytes / 2**20:.1f} MiB)"
+            f"{h.tensor} ({bytes_text(h.nbytes)})"
             + (
                 f" at {program.ops[nodes[h.tensor]].where}"
                 if nodes.get(h.tensor) in program.ops
@@ -233,12 +234,12 @@ class Planning:
             for h in worst.holds
         )
         return BudgetError(
-            f"no plan fits {budget} bytes; the best needs {best.peak_bytes} bytes "
-            f"({best.peak_bytes / 2**20:.1f} MiB)",
+            f"no plan fits {budget} bytes ({bytes_text(budget or 0)}); "
+            f"the best needs {best.peak_bytes} bytes ({bytes_text(best.peak_bytes)})",
             best=best,
             binding=binding,
             where=str(program.ops[nodes[worst.step]].where),
-            allowed=f"memory={best.peak_bytes} or more; what binds: {'; '.join(binding[:4])}",
+            allowed=f"memory={best.peak_bytes} or more",
             fix='memory="min" takes the best plan there is; shorter inputs need less',
         )
 

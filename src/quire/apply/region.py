@@ -17,7 +17,7 @@ from torch import fx
 from quire.apply.code import arguments, called, packet, stride_order, stride_text, text, whole
 from quire.capture.program import Op, Operand, Program, Size
 from quire.errors import QuireError
-from quire.flow.outs import ANY_LAYOUT, DENSE
+from quire.flow.outs import ADDS, ANY_LAYOUT, DENSE
 from quire.flow.propagate import Cut, Spread, Storage, cut_for, reads_of, writes_of
 from quire.flow.relation import Axis, Join, Part, Span
 from quire.flow.rules.common import divide, equal
@@ -73,7 +73,8 @@ class RegionEmitter:
         self.last_use: dict[fx.Node, int] = {}
         for k, step in enumerate(self.steps):
             for operand in program.ops[step].operands:
-                self.last_use[storage.base[operand.node]] = k
+                # What an addition is done with is read when the addition is done.
+                self.last_use[storage.base[operand.node]] = k + (self.places[step].kind == "into")
 
     def emit(self) -> Emitted:
         """The function's text, without its header."""
@@ -177,21 +178,51 @@ class RegionEmitter:
     # Within the loop
 
     def _step(self, step: fx.Node) -> None:
-        op, axis, cut = self.program.ops[step], self._axis(step), self.spread.cuts[step]
-        place, name = self.places[step], self._name(step)
-        needs = list(reads_of(axis, cut))
-        units = self._units(step, axis, cut)
-        shown = self._call_arguments(op, axis, needs, units, self._shapes(step))
-        target = op.target
-        if place.kind == "fresh" or axis.target is not None:
+        op, axis = self.program.ops[step], self._axis(step)
+        place, name, target = self.places[step], self._name(step), op.target
+        if place.kind == "into":
+            return
+        with_it = [o.node for o in op.operands if self._is_into(o.node)]
+        if with_it:
+            other = next(o for o in op.operands if o.node is not with_it[0])
+            shown = [self._operand(step, other), *self._shown(with_it[0])]
+            target = self.program.ops[with_it[0]].target
+            self.lines.append(f"{name} = {self._buffer(step)}")
+            self.lines.append(f"{ADDS[target]}({', '.join([*shown, f'out={name}'])})")
+        elif place.kind == "fresh" or axis.target is not None:
+            shown = self._shown(step)
             function = axis.target.__name__ if axis.target is not None else self._called(op, shown)
             self.lines.append(f"{name} = {function}({', '.join(shown)})")
         else:
+            shown = self._shown(step)
             function = ANY_LAYOUT.get(target) or DENSE[target]
             self.lines.append(f"{name} = {self._buffer(step)}")
             self.lines.append(f"{function}({', '.join([*shown, f'out={name}'])})")
         if place.escapes and place.kind != "out":
             self._deliver(step)
+
+    def _is_into(self, node: fx.Node) -> bool:
+        return node in self.places and self.places[node].kind == "into"
+
+    def _shown(self, step: fx.Node) -> list[str]:
+        """The arguments of the call that makes a part of `step`."""
+        axis, cut = self._axis(step), self.spread.cuts[step]
+        units = self._units(step, axis, cut)
+        needs = list(reads_of(axis, cut))
+        return self._call_arguments(self.program.ops[step], axis, needs, units, self._shapes(step))
+
+    def _operand(self, step: fx.Node, operand: Operand) -> str:
+        axis, cut = self._axis(step), self.spread.cuts[step]
+        needs = list(reads_of(axis, cut))
+        return self._operand_of(axis, needs, self._units(step, axis, cut), operand)
+
+    def _operand_of(
+        self, axis: Axis, needs: list[Span | None], units: tuple[Any, Any], operand: Operand
+    ) -> str:
+        own = axis.reads[operand.index]
+        if own is None:
+            return self._read(operand.node, None, (None, None))
+        return self._read(operand.node, needs[operand.index], own.interval(*units))
 
     def _call_arguments(
         self,
@@ -208,13 +239,7 @@ class RegionEmitter:
         elif op.is_view and isinstance(op.get("size"), list):
             changed["size"] = list(shapes[0])
 
-        def operand(o: Operand) -> str:
-            own = axis.reads[o.index]
-            if own is None:
-                return self._read(o.node, None, (None, None))
-            return self._read(o.node, needs[o.index], own.interval(lo, hi))
-
-        return arguments(op, operand, changed)
+        return arguments(op, lambda o: self._operand_of(axis, needs, units, o), changed)
 
     def _read(self, node: fx.Node, need: Span | None, interval: tuple[Any, Any]) -> str:
         """An expression for what one op reads of one operand: `interval` of each block."""

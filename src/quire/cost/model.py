@@ -20,6 +20,22 @@ LARGE = 1 << 25
 """From 32 MiB on glibc maps every allocation anew, so that each page of it faults."""
 
 
+SLACK = 3 << 18
+"""Most bytes that Python's own objects and the allocator's small blocks are taken to add to the
+tensors of one call: three times the 0.25 MiB seen. Small calls have a 64th of their tensors."""
+
+
+def with_slack(nbytes: int) -> int:
+    """The peak of a call whose tensors peak at `nbytes`."""
+    return nbytes + min(nbytes // 64, SLACK)
+
+
+def without_slack(budget: int) -> int:
+    """The most bytes that tensors may take of `budget`."""
+    most = max(budget * 64 // 65, budget - SLACK)
+    return most + 1 if with_slack(most + 1) <= budget else most
+
+
 class Model:
     """What the planner asks of every step, at given lengths and on one machine, worked out once."""
 

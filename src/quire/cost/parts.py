@@ -9,6 +9,7 @@ from torch import fx
 from quire.capture.program import TensorInfo
 from quire.cost.model import LARGE, Model, rows_of
 from quire.cost.time import Work, op_seconds
+from quire.flow.outs import adds_into
 from quire.flow.propagate import Spread, reads_of, writes_of
 from quire.flow.relation import Join, Span
 
@@ -95,6 +96,13 @@ class PartCosts:
         return sums[length]
 
     def _step_seconds(self, step: fx.Node, n: int) -> float:
+        seconds = self._own_seconds(step, n)
+        addition = adds_into(self.spread.storage, step)
+        if addition in self._order and self._order[self._order.index(addition) + 1] is step:
+            seconds = max(seconds - self._own_seconds(addition, n), 0.0)
+        return seconds
+
+    def _own_seconds(self, step: fx.Node, n: int) -> float:
         model, spread, parts = self.model, self.spread, self.of(step)
         count = -(-int(spread.size) // n)
         flow, kind = spread.storage.flows[step], model.kinds[step]

@@ -26,6 +26,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
     return out
 
 
+def linear_add(added: Tensor, x: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
+    """`added` + `x` `weight`ᵀ, with `added` and `out` [..., N]; these may be one tensor."""
+    rows = out.numel() // out.shape[-1] if out.shape[-1] else 0
+    flat = [_rows(t, rows) for t in (added, x, out)]
+    if all(t is not None for t in flat):
+        torch.addmm(flat[0], flat[1], weight.t(), out=flat[2])  # type: ignore[arg-type]
+        return out
+    for more, part, into in zip(added.unbind(0), x.unbind(0), out.unbind(0), strict=True):
+        linear_add(more, part, weight, out=into)
+    return out
+
+
 def _rows(x: Tensor, rows: int) -> Tensor | None:
     """`x` as [rows, last] without a copy, or None."""
     step, size = None, 1
