@@ -52,7 +52,7 @@ class Applied:
         self.proved: dict[Any, list[int | None]] = {}
 
     def run(self) -> list[Step]:
-                tree = ast.parse(self.source)
+        tree = ast.parse(self.source)
         scope: dict[str, Any] = {
             "torch": Torch(), "aten": Namespace(torch.ops.aten), "kernels": Kernels(),
             "causal_rows": causal_rows, "range": part_loop, "min": smallest, "max": largest,
@@ -188,7 +188,7 @@ class Applied:
         return True
 
     def _outputs(self, made: list[Any]) -> None:
-                for k, (got, out) in enumerate(zip(made, self.program.outputs, strict=True)):
+        for k, (got, out) in enumerate(zip(made, self.program.outputs, strict=True)):
             label = f"output {k}"
             if not isinstance(out, fx.Node):
                 self.steps.append(Step(0, label, "equal" if got == out else "differs"))

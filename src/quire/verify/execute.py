@@ -391,6 +391,12 @@ class Kernels:
     def embedding(self, weight: Proxy, ids: Proxy, *_: Any, out: Proxy) -> Any:
         return call(torch.ops.aten.embedding.default, (weight, ids), {"out": out})
 
+    def linear_add(self, added: Proxy, x: Proxy, weight: Proxy, *, out: Proxy) -> Proxy:
+        product = apply("linear", {"input": given(x), "weight": given(weight)})
+        store("add", apply("add", {"self": given(added), "other": product}), out, [added])
+        store("linear", out.tensor.value(), out, [x, weight])
+        return out
+
     def __getattr__(self, name: str) -> Any:
         packet = getattr(torch.ops.aten, name, None)
         if packet is None:
