@@ -653,9 +653,14 @@ def _substitute(t: Term, to: Mapping[Atom, Poly], memo: dict[Any, Any]) -> Any:
     op, args = t.op, t.args
     if op in BINDERS:
         size = go(args[0])
-        old = atom_of(bound(t.height, args[0]))
-        y = variable("t", [0], [size - 1])
-        body = substitute(args[1], {**{k: v for k, v in to.items() if k is not old}, old: y})
+        old, y = atom_of(bound(t.height, args[0])), bound(t.height, size)
+        own = atom_of(y)
+        if any(own in p.free for p in to.values()):
+            y = variable("t", [0], [size - 1])
+        if atom_of(y) is old and old not in to:
+            body = go(args[1])
+        else:
+            body = substitute(args[1], {**{k: v for k, v in to.items() if k is not old}, old: y})
         if op == "row":
             rest = tuple(go(a) if isinstance(a, Term | Poly) else a for a in args[2:])
             return _named("row", size, body, atom_of(y), *rest)
