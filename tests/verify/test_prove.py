@@ -69,7 +69,7 @@ LIES: list[Callable[[str], str]] = [
     lambda s: s.replace("narrow(1, a,", "narrow(1, 0,", 1),
     lambda s: s.replace("kernels.gelu", "kernels.silu"),
     lambda s: s.replace("torch.add(", "torch.sub("),
-    lambda s: s.replace(", w1,", ", w3,"),
+    lambda s: s.replace("(x0_0, w0, w1", "(x0_0, w0, w3"),
 ]
 
 

@@ -51,7 +51,9 @@ def prove(
         applied.run()
     except (NoMeaning, NotShown) as error:
         reason = f"{type(error).__name__}: {error}"
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, NameError) as error:
+    except (
+        TypeError, ValueError, KeyError, IndexError, AttributeError, NameError, SyntaxError,
+    ) as error:  # fmt: skip
         reason = f"the applied program is not one that can be read: {error!r}"
     finally:
         decide.LOGS.remove(log)
