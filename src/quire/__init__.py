@@ -3,15 +3,22 @@
 from quire.cost.machine import machine
 from quire.errors import BudgetError, CaptureError, InputError, MissingRuleError, QuireError
 from quire.pipeline import chunk, load, tradeoff
+from quire.verify.certificate import Certificate, verify
+from quire.verify.claims import CertificateError, RefutedError, UnprovedError
 
 __all__ = [
     "BudgetError",
     "CaptureError",
+    "Certificate",
+    "CertificateError",
     "InputError",
     "MissingRuleError",
     "QuireError",
+    "RefutedError",
+    "UnprovedError",
     "chunk",
     "load",
     "machine",
     "tradeoff",
+    "verify",
 ]

@@ -15,6 +15,7 @@ from quire.plan.plan import Plan
 from quire.report.html import write_html
 from quire.report.trace import TraceRecorder
 from quire.runtime.module import ChunkedModule, PartSizes
+from quire.verify.certificate import Certificate
 
 PLAN_FILE = "quire_plan.json"
 
@@ -35,6 +36,7 @@ class Chunked(ChunkedModule):
         super().__init__(program, plan, source, part_sizes)
         self._exported = exported
         self._curve = curve
+        self.certificate: Certificate | None = None
 
     def report(self, path: str | Path, *, title: str = "") -> Path:
         """Write one self-contained HTML page: memory before and after, regions, trade-off."""

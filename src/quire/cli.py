@@ -227,6 +227,27 @@ def tradeoff(
     out.print(table)
 
 
+class Solver(StrEnum):
+    Z3 = "z3"
+    CVC5 = "cvc5"
+    BOTH = "both"
+
+
+@app.command()
+@reported
+def verify(
+    certificate: Annotated[Path, typer.Argument(help="A file that Certificate.save wrote.")],
+    solver: Annotated[Solver, typer.Option(help="Who checks every claim again.")] = Solver.Z3,
+) -> None:
+    """Check a certificate again, from its file alone."""
+    found = quire.verify(certificate, solver.value)
+    colour = {"proved": "green", "unknown": "yellow", "refuted": "red"}[found.verdict]
+    out.print(f"[{colour}]{escape(found.explain())}[/]", highlight=False, soft_wrap=True)
+    out.print(", ".join(f"{name} {number}" for name, number in found.solvers.items()))
+    if found.verdict != "proved":
+        raise typer.Exit(1)
+
+
 @app.command()
 @reported
 def machine() -> None:

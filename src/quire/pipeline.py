@@ -34,6 +34,7 @@ from quire.plan.plan import Plan
 from quire.plan.stages import staged
 from quire.report.units import bytes_text
 from quire.rewrite import drop_masks, fuse_attention, rearrange, share_keys, simplify
+from quire.verify.prove import certified
 
 Progress = Callable[[str, int, int], None]
 
@@ -45,6 +46,8 @@ def chunk(
     *,
     memory: Memory = None,
     dynamic_shapes: Any = None,
+    verify: bool = True,
+    allow_unknown: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Chunked:
     """`model` split into parts, so that a call allocates at most `memory` above weights and inputs.
@@ -54,7 +57,10 @@ def chunk(
     `dynamic_shapes` is spelled as for `torch.export.export`; the module then serves every length
     in range, and the plan is made for the longest.
 
-    Raises CaptureError (the model cannot be captured), BudgetError (nothing fits).
+    With `verify` the result is proved equal to the planned program, and carries the certificate.
+
+    Raises CaptureError (the model cannot be captured), BudgetError (nothing fits), RefutedError
+    (a run differs), UnprovedError (neither shown nor refuted, unless `allow_unknown`).
     """
     progress("capturing", 0, 0)
     exported = (
@@ -63,7 +69,11 @@ def chunk(
     captured = from_exported(exported)
     planning = Planning(captured, progress)
     plan, program = planning.plan(memory)
-    return _compiled(exported, planning, plan, program)
+    small = _compiled(exported, planning, plan, program)
+    if verify:
+        progress("proving", 0, 0)
+        small.certificate = certified(program, small.source, plan.to_json(), allow_unknown)
+    return small
 
 
 def tradeoff(

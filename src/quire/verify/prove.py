@@ -10,7 +10,7 @@ from quire.verify import decide, laws, poly, term
 from quire.verify.applied import Applied, Step
 from quire.verify.certificate import Certificate, program_hash
 from quire.verify.check import solve, versions
-from quire.verify.claims import Claim
+from quire.verify.claims import Claim, RefutedError, UnprovedError
 from quire.verify.smt import of_obligation
 from quire.verify.value import NoMeaning, NotShown
 from quire.verify.witness import search
@@ -136,3 +136,26 @@ def _with(claim: Claim, solver: str, answer: str) -> Claim:
         claim.id, claim.kind, claim.text, claim.rule, claim.smt2, claim.depends_on, "unknown",
         f"{solver} says {answer}",
     )  # fmt: skip
+
+
+def certified(program: Program, source: str, plan: str, allow_unknown: bool) -> Certificate:
+    """The certificate of an applied program that may be handed out.
+
+    Raises RefutedError, and UnprovedError unless `allow_unknown`.
+    """
+    found = prove(program, source, plan)
+    if found.verdict == "refuted":
+        raise RefutedError(
+            f"the applied program is not the model: {found.reason}",
+            certificate=found,
+            witness=found.claims[-1].rule,
+            fix="this is a fault of Quire's; the error's `witness` is a script that shows it",
+        )
+    if found.verdict == "unknown" and not allow_unknown:
+        raise UnprovedError(
+            f"not shown to equal the model: {found.reason}",
+            certificate=found,
+            allowed="verdict proved; or unknown with allow_unknown=True",
+            fix="allow_unknown=True takes it as it is, verify=False does not ask",
+        )
+    return found
