@@ -44,7 +44,6 @@ class Applied:
         self.program, self.source = program, source
         self.original = Original(program)
         self.cuts: dict[Any, Value] = {}
-        self.memo: dict[Any, Any] = {}
         self.steps: list[Step] = []
         self.owners: dict[str, Storage] = {}
         self.untouched: dict[str, Any] = {}
@@ -102,8 +101,8 @@ class Applied:
             return
         contents = self._contents(found, scope)
         exec(compile(ast.Module([statement], []), "<emitted>", "exec"), scope)
-        good = [self._made(name, scope[name], statement.lineno, text) for name in names]
-        if found is not None and contents is not None and all(good):
+        good = self._made(names, scope, statement.lineno, text)
+        if found is not None and contents is not None and good:
             self._remember(found, names, scope, contents)
 
     def _contents(self, found: Any, scope: dict[str, Any]) -> dict[str, Any] | None:
@@ -149,7 +148,7 @@ class Applied:
         for name, over in zip(names, made, strict=True):
             node = self.original.nodes[name]
             cut = self.original.cut(node)
-            self.cuts[node] = self.memo[node] = cut
+            self.cuts[node] = cut
             if over is None:
                 scope[name] = Proxy(fresh(cut, name))
             else:
@@ -162,38 +161,40 @@ class Applied:
             self.steps.append(Step(line, text, "equal", "as before"))
         return True
 
-    def _made(self, name: str, made: Any, line: int, text: str) -> bool:
-        node = self.original.nodes.get(name)
-        if not isinstance(made, Proxy) or node is None or len(self.program.infos[node]) != 1:
-            return False
-        tensor = made.tensor
-        try:
-            got = tensor.value()
-            want = self.original.value(node, self.cuts, self.memo)
-        except NoMeaning as error:
-            self.steps.append(Step(line, text, "unknown", str(error)))
-            return False
-        why = differ(got, want)
-        if why:
-            self.steps.append(Step(line, text, "differs", why))
-            return False
-        cut = self.original.cut(node)
-        self.cuts[node] = cut
-        self.memo[node] = cut
-        if not tensor.steps:
-            tensor.storage.content = Held(cut)
-        else:
-            tensor.write(cut)
-        self.steps.append(Step(line, text, "equal"))
-        return True
+    def _made(self, names: list[str], scope: dict[str, Any], line: int, text: str) -> bool:
+        """Compare what a statement made with the original's tensors of those names. All are
+        compared in terms of what was known before the statement."""
+        memo: dict[Any, Any] = {}
+        equal = {}
+        for name in names:
+            node, made = self.original.nodes.get(name), scope[name]
+            if not isinstance(made, Proxy) or node is None or len(self.program.infos[node]) != 1:
+                continue
+            try:
+                want = self.original.value(node, self.cuts, memo)
+                why = differ(made.tensor.value(), want)
+            except NoMeaning as error:
+                self.steps.append(Step(line, name, "unknown", str(error)))
+                continue
+            self.steps.append(Step(line, f"{name}: {text}", "differs" if why else "equal", why))
+            if not why:
+                equal[node] = made.tensor
+        for node, tensor in equal.items():
+            cut = self.cuts[node] = self.original.cut(node)
+            if tensor.steps:
+                tensor.write(cut)
+            else:
+                tensor.storage.content = Held(cut)
+        return len(equal) == len(names)
 
     def _outputs(self, made: list[Any]) -> None:
+        memo: dict[Any, Any] = {}
         for k, (got, out) in enumerate(zip(made, self.program.outputs, strict=True)):
             label = f"output {k}"
             if not isinstance(out, fx.Node):
                 self.steps.append(Step(0, label, "equal" if got == out else "differs"))
                 continue
-            want = self.original.value(out, self.cuts, self.memo)
+            want = self.original.value(out, self.cuts, memo)
             why = differ(got.tensor.value(), want)
             self.steps.append(Step(0, label, "differs" if why else "equal", why))
         for name, storage in self.owners.items():
