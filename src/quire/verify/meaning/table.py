@@ -55,9 +55,10 @@ def named(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[s
             continue
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
-        if all(n in given or n in defaults or n == "out" for n in names) and all(
+        fits = len(overloads) == 1 or all(
             _fits(a, given[a.name]) for a in arguments if a.name in given
-        ):
+        )
+        if fits and all(n in given or n in defaults or n == "out" for n in names):
             known = {**defaults, **given}
             return packet.__name__, {n: known[n] for n in names if n in known}
     raise NoMeaning(f"no overload of {packet} takes these arguments")
