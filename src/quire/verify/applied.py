@@ -21,9 +21,10 @@ from quire.verify.execute import Int, Kernels, Namespace, Proxy, Torch, causal_r
 from quire.verify.loop import part_loop
 from quire.verify.memory import ALIVE, Held, Storage, Tensor, fresh
 from quire.verify.original import Original
-from quire.verify.poly import variable
+from quire.verify.poly import Poly, variable
 from quire.verify.same import same
 from quire.verify.structure import signature
+from quire.verify.term import _flat
 from quire.verify.value import NoMeaning, NotShown, Value, indices
 
 
@@ -136,15 +137,27 @@ class Applied:
         kept = {order[n] for n, (s, before) in contents.items() if s.content is before}
         if any(order[n] not in kept and order[n] not in made for n in contents):
             return
-        self.proved[key] = made
+        self.proved[key, self._known(order, contents)] = made
+
+    def _known(self, order: dict[str, int], contents: dict[str, Any]) -> Any:
+        """What is known of the variables that are not simply the original's tensor of that name."""
+        known = []
+        for name, (_, content) in contents.items():
+            own = self.cuts.get(self.original.nodes.get(name))
+            if content is not self.untouched.get(name) and content.value is not own:
+                known.append((order[name], content.value.shape, content.value.scalar))
+        return tuple(known)
 
     def _as_before(
         self, found: Any, names: list[str], scope: dict[str, Any], line: int, text: str
     ) -> bool:
         """Take a statement as proved if one of its structure was."""
         key, order = found
-        made = self.proved.get(key)
-        if made is None or self._contents(found, scope) is None:
+        contents = self._contents(found, scope)
+        if contents is None:
+            return False
+        made = self.proved.get((key, self._known(order, contents)))
+        if made is None:
             return False
         by_number = {k: name for name, k in order.items()}
         for name, over in zip(names, made, strict=True):
@@ -180,8 +193,10 @@ class Applied:
                 continue
             self.steps.append(Step(line, f"{name}: {text}", "differs" if why else "equal", why))
             if not why:
-                equal[node] = made.tensor
-        for node, tensor in equal.items():
+                equal[node] = (made.tensor, want)
+        for node, (tensor, want) in equal.items():
+            if closed(want.scalar):
+                continue
             cut = self.cuts[node] = self.original.cut(node)
             if tensor.steps:
                 tensor.write(cut)
@@ -202,6 +217,16 @@ class Applied:
         for name, storage in self.owners.items():
             if storage.content is not self.untouched[name]:
                 self.steps.append(Step(0, name, "differs", "an input or weight is written to"))
+
+
+def closed(x: Any) -> bool:
+    """Whether a scalar depends on indices and sizes alone, such as a position or a causal mask: it
+    is worth more known than named."""
+    if isinstance(x, Poly):
+        return all(closed(a) for atom in x.free for a in atom.args)
+    if x.op in ("read", "bread", "undef"):
+        return False
+    return all(closed(a) for a in _flat(x.args))
 
 
 def differ(got: Value, want: Value) -> str:

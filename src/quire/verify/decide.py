@@ -161,14 +161,14 @@ def _bounded(p: Poly, a: Poly, b: Poly) -> Poly:
     if x.kind == "min" and not x.lower:
         near = [poly(y) + k for y in sorted(a.free | b.free, key=lambda y: -y.id) for k in (1, 0)]
         for low in [*near, poly(1), ZERO]:
-            if x not in low.free and quick(a - low) and quick(b - low):
-                assert prove(a - low, why="bound") and prove(b - low, why="bound")
+            near_both = x not in low.free and quick(a - low) and quick(b - low)
+            if near_both and prove(a - low, why="bound") and prove(b - low, why="bound"):
                 x.lower.append(low)
     if x.kind == "max" and not x.upper:
         near = [poly(y) - k for y in sorted(a.free | b.free, key=lambda y: -y.id) for k in (1, 0)]
         for high in near:
-            if x not in high.free and quick(high - a) and quick(high - b):
-                assert prove(high - a, why="bound") and prove(high - b, why="bound")
+            near_both = x not in high.free and quick(high - a) and quick(high - b)
+            if near_both and prove(high - a, why="bound") and prove(high - b, why="bound"):
                 x.upper.append(high)
     return p
 
