@@ -215,9 +215,9 @@ def _quotients(p: Poly, n: Poly) -> list[tuple[Poly, Poly]]:
         found.append((quotient, p - quotient * n))
     # A constant part of more than one divisor, as in (i + 5) div 4.
     more = []
-    for q, r in found:
+    for whole, r in found:
         for shift in (1, -1):
-            more.append((q + shift, r - shift * n))
+            more.append((whole + shift, r - shift * n))
     return found + more
 
 
