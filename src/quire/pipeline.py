@@ -31,9 +31,9 @@ from quire.plan.build import PartSizer, build_plan, fingerprint
 from quire.plan.chunk import Choice, ChunkPlanner
 from quire.plan.folds import head_folds
 from quire.plan.plan import Plan
-from quire.plan.stages import staged
+from quire.plan.stages import read_across, staged
 from quire.report.units import bytes_text
-from quire.rewrite import drop_masks, fuse_attention, rearrange, share_keys, simplify
+from quire.rewrite import drop_masks, fuse_attention, lay_out, rearrange, share_keys, simplify
 from quire.verify.prove import certified
 
 Progress = Callable[[str, int, int], None]
@@ -174,14 +174,15 @@ class Planning:
     def variants(self) -> Iterator[Variant]:
         yield self.first
         program, notes = self.first.program, self.first.notes
-        whole = self._planner(program, candidates=False)
-        runs = staged(whole.model, whole.baseline_bytes)
-        yield Variant(rearrange(program, runs), notes)
-        if folds := head_folds(whole.model):
-            whole = self._planner(unroll(program, folds), candidates=False)
-            runs = staged(whole.model, whole.baseline_bytes, again=False)
+        first = self._planner(program, candidates=False)
+        laid = self._planner(lay_out(program, read_across(first.model)), candidates=False)
+        runs = staged(laid.model, laid.baseline_bytes)
+        yield Variant(rearrange(laid.program, runs), notes)
+        if folds := head_folds(first.model):
+            apart = self._planner(unroll(program, folds), candidates=False)
+            runs = staged(apart.model, apart.baseline_bytes, again=False)
             note = f"{len(folds)} attentions taken head by head"
-            yield Variant(rearrange(whole.program, runs), (*notes, note))
+            yield Variant(rearrange(apart.program, runs), (*notes, note))
 
     @property
     def baseline(self) -> tuple[int, float]:

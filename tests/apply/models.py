@@ -603,3 +603,14 @@ def product_added_and_broadcast() -> Any:
 
     args = (torch.randn(2, 37, 8), torch.randn(8))
     return Call(f, proj=nn.Linear(8, 8, bias=False)), args
+
+
+@case()
+def product_of_a_tensor_that_dies() -> Any:
+    """The sum may not be written over what it multiplies."""
+
+    def f(m: Any, x: Tensor) -> Any:
+        h, y = torch.sin(x), torch.cos(x)
+        return y + m.proj(h), y
+
+    return Call(f, proj=nn.Linear(8, 8, bias=False)), (torch.randn(2, 37, 8),)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import fx
 
 from quire.capture.program import Op, TensorInfo
+from quire.cost.contraction import relaid_bytes
 from quire.cost.machine import Machine
 from quire.cost.time import Kind, Work, kind_of, op_seconds
 from quire.cost.workspace import SMALL, workspace_bytes
@@ -85,14 +86,16 @@ class Model:
         if kind == "attention" and op.get("is_causal"):
             flops /= 2
         work = Work(kind, flops, read, out, out if fresh else 0, 1, rows, dtype)
-        return op_seconds(work, self.machine) + self.relayout(step, self.workspace[step])
+        return op_seconds(work, self.machine) + self.relayout(
+            step, self._operands(op), self.workspace[step]
+        )
 
-    def relayout(self, step: fx.Node, workspace: int) -> float:
-        """Time in which a GEMM lays out anew the operands whose strides its kernel cannot take:
-        each byte of such workspace is read across strides and written once."""
+    def relayout(self, step: fx.Node, operands: tuple[TensorInfo, ...], workspace: int) -> float:
+        """Time in which a GEMM lays out anew the operands whose strides its kernel cannot take."""
         if self.kinds[step] != "gemm" or workspace <= SMALL:
             return 0.0
-        return ACROSS * (workspace - SMALL) / self.machine.copy_bandwidth
+        traffic = relaid_bytes(operands) or ACROSS * (workspace - SMALL)
+        return traffic / self.machine.copy_bandwidth
 
 
 def rows_of(kind: Kind, out: TensorInfo) -> int:

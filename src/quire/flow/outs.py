@@ -64,6 +64,9 @@ form of `gelu.out` give wrong numbers otherwise."""
 OVERWRITES: frozenset[Any] = frozenset({aten.softmax.int, aten._softmax.default})
 """Not pointwise, yet right when the buffer is the operand itself."""
 
+ROWS_BLOCK = 1 << 19
+"""Bytes of rows that a linear copies at a time where those of its operands do not lie together."""
+
 ADDS: dict[Any, str] = {aten.linear.default: "kernels.linear_add"}
 """Ops that can add what they make to a tensor, in place or not: called with it ahead of their own
 arguments."""

@@ -148,7 +148,7 @@ class PartSizer:
             outputs -= sum(model.nbytes[nodes[out]] for out, _ in region.reuse)
             held = live.before[index[nodes[region.steps[0]]]] + outputs
             size = int(spread.size)
-            tries = part_sizes(max(size, 1), region.part) or [region.part]
+            tries = part_sizes(max(size, 1), region.part) or (region.part,)
             chosen = next((n for n in tries if held + body.scratch(n) <= room), None)
             if chosen is None:
                 raise self._too_long(env, region)

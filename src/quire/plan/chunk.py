@@ -11,7 +11,7 @@ with a step run whole as the region of length one that is not split.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import attrs
@@ -36,14 +36,15 @@ PARTS = (8192, 4096, 2048, 1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 FOLDS = frozenset({Join.CONCAT, Join.SUM, Join.MAX, Join.MIN, Join.MEAN})
 
 
-def part_sizes(size: int, most: int) -> list[int]:
+@cache
+def part_sizes(size: int, most: int) -> tuple[int, ...]:
     """Part sizes to try for `size` units, none above `most`, largest first.
 
     Each makes parts as equal as can be: 4097 units in parts of at most 1024 are five of 820, as a
     last part of one unit would cost nearly as much as a whole one.
     """
     tried = (-(-size // -(-size // n)) for n in (size, *PARTS) if 0 < n <= size)
-    return list(dict.fromkeys(n for n in tried if n <= most))
+    return tuple(dict.fromkeys(n for n in tried if n <= most))
 
 
 Step = Callable[[str, int, int], None]
@@ -65,6 +66,7 @@ class Candidate:
     reuse: tuple[tuple[int, int], ...]
     _scratch: dict[int, int] = attrs.field(factory=dict)
     _seconds: dict[int, float] = attrs.field(factory=dict)
+    _best: dict[int, tuple[float, int, int] | None] = attrs.field(factory=dict)
 
     def scratch(self, n: int) -> int:
         if n not in self._scratch:
@@ -76,11 +78,16 @@ class Candidate:
             self._seconds[n] = self.body.seconds(n, self.held)
         return self._seconds[n]
 
-    def choices(self) -> list[int]:
+    def choices(self) -> tuple[int, ...]:
         return part_sizes(self.size, self.size)
 
     def best(self, room: int) -> tuple[float, int, int] | None:
         """(seconds, part, scratch) of the fastest part whose scratch fits in `room` bytes."""
+        if room not in self._best:
+            self._best[room] = self._best_in(room)
+        return self._best[room]
+
+    def _best_in(self, room: int) -> tuple[float, int, int] | None:
         fits = next((k for k, n in enumerate(self.choices()) if self.scratch(n) <= room), None)
         if fits is None:
             return None
@@ -228,7 +235,8 @@ class ChunkPlanner:
                     node is base
                     and read.need == write
                     and (
-                        at[read.reader] < at[out]
+                        # What an addition is done with is read when the addition is done.
+                        at[read.reader] + (body.places[read.reader].kind == "into") < at[out]
                         or (read.reader is out and self._may_overwrite(body, out))
                     )
                     for node, read in asked

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 import attrs
 from torch import fx
 
+from quire.cost.contraction import relaid_bytes
 from quire.cost.model import Model
 from quire.flow.propagate import Cut, Storage, cut_for, reads_of
 from quire.flow.relation import Join, Span
@@ -142,6 +143,17 @@ def read_whole(model: Model, step: fx.Node) -> frozenset[fx.Node]:
         if best is None or (kept, crossed) < best[:2]:
             best = kept, crossed, whole
     return best[2] if best else frozenset()
+
+
+def read_across(model: Model) -> list[tuple[fx.Node, fx.Node]]:
+    """Products and the operands they read whole in strides that no BLAS takes."""
+    return [
+        (step, node)
+        for step in model.storage.steps
+        if model.kinds[step] == "gemm"
+        for node in read_whole(model, step)
+        if relaid_bytes(model.infos[node])
+    ]
 
 
 def _activation(storage: Storage, node: fx.Node) -> bool:

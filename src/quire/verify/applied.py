@@ -83,7 +83,7 @@ class Applied:
 
     def _statement(self, statement: ast.stmt, scope: dict[str, Any]) -> None:
         text = ast.unparse(statement)
-        if isinstance(statement, ast.Return):
+        if isinstance(statement, ast.Return) and statement.value is not None:
             self._outputs(
                 eval(compile(ast.Expression(statement.value), "<emitted>", "eval"), scope)
             )

@@ -161,14 +161,14 @@ def _bounded(p: Poly, a: Poly, b: Poly) -> Poly:
     if x.kind == "min" and not x.lower:
         near = [poly(y) + k for y in sorted(a.free | b.free, key=lambda y: -y.id) for k in (1, 0)]
         for low in [*near, poly(1), ZERO]:
-            near_both = x not in low.free and quick(a - low) and quick(b - low)
-            if near_both and prove(a - low, why="bound") and prove(b - low, why="bound"):
+            likely = x not in low.free and quick(a - low) and quick(b - low)
+            if likely and prove(a - low, why="bound") and prove(b - low, why="bound"):
                 x.lower.append(low)
     if x.kind == "max" and not x.upper:
         near = [poly(y) - k for y in sorted(a.free | b.free, key=lambda y: -y.id) for k in (1, 0)]
         for high in near:
-            near_both = x not in high.free and quick(high - a) and quick(high - b)
-            if near_both and prove(high - a, why="bound") and prove(high - b, why="bound"):
+            likely = x not in high.free and quick(high - a) and quick(high - b)
+            if likely and prove(high - a, why="bound") and prove(high - b, why="bound"):
                 x.upper.append(high)
     return p
 
@@ -214,10 +214,10 @@ def _quotients(p: Poly, n: Poly) -> list[tuple[Poly, Poly]]:
         quotient = Poly.of(q)
         found.append((quotient, p - quotient * n))
     # A constant part of more than one divisor, as in (i + 5) div 4.
-    more: list[tuple[Poly, Poly]] = []
-    for q, r in found:
+    more = []
+    for whole, r in found:
         for shift in (1, -1):
-            more.append((q + shift, r - shift * n))
+            more.append((whole + shift, r - shift * n))
     return found + more
 
 

@@ -94,7 +94,7 @@ class Int:
         return _decided(plain(other) - self.poly - 1)
 
     def __bool__(self) -> bool:
-        return self != 0
+        return not self == 0  # noqa: SIM201  (`!=` asks for the truth of this)
 
     __hash__ = None  # type: ignore[assignment]
 

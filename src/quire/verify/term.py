@@ -232,10 +232,11 @@ def ite(c: Any, x: Any, y: Any) -> Any:
         return y
     if isinstance(x, Poly) and isinstance(y, Poly):
         return int_of(make("ite", c, of_int(x), of_int(y)))
-    if x.bool:
-        return or_(and_(c, x), and_(not_(c), y))
-    if y is ZERO_ and x not in (NINF, PINF, NAN):
-        return mul((x, 1), (ind(c), 1))
+    one: Any = x
+    if one.bool:
+        return or_(and_(c, one), and_(not_(c), y))
+    if y is ZERO_ and one not in (NINF, PINF, NAN):
+        return mul((one, 1), (ind(c), 1))
     if x is ZERO_ and y not in (NINF, PINF, NAN):
         return mul((y, 1), (ind(not_(c)), 1))
     negated = not_(c)
