@@ -57,7 +57,8 @@ def chunk(
     `dynamic_shapes` is spelled as for `torch.export.export`; the module then serves every length
     in range, and the plan is made for the longest.
 
-    With `verify` the result is proved equal to the planned program, and carries the certificate.
+    With `verify` the result is proved equal to the captured model, for all inputs, lengths and part
+    sizes, and carries the certificate.
 
     Raises CaptureError (the model cannot be captured), BudgetError (nothing fits), RefutedError
     (a run differs), UnprovedError (neither shown nor refuted, unless `allow_unknown`).
@@ -72,7 +73,8 @@ def chunk(
     small = _compiled(exported, planning, plan, program)
     if verify:
         progress("proving", 0, 0)
-        small.certificate = certified(program, small.source, plan.to_json(), allow_unknown)
+        json = plan.to_json()
+        small.certificate = certified(captured, program, small.source, json, allow_unknown)
     return small
 
 

@@ -9,41 +9,33 @@ a wrong one leaves the tensor as it is, and the outputs are compared in any case
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import attrs
 import torch
 from torch import fx
 
 from quire.capture.program import Program
+from quire.verify.compare import closed, differ
 from quire.verify.decide import maximum, minimum
-from quire.verify.execute import Int, Kernels, Namespace, Proxy, Torch, causal_rows, plain, wrap
+from quire.verify.execute import EXPECTED, Kernels, Namespace, Proxy, Torch, causal_rows, plain, wrap
 from quire.verify.loop import part_loop
 from quire.verify.memory import ALIVE, Held, Storage, Tensor, fresh
 from quire.verify.original import Original
-from quire.verify.poly import Poly, variable
-from quire.verify.same import same
+from quire.verify.poly import variable
+from quire.verify.sizes import Sizes
+from quire.verify.steps import Step
 from quire.verify.structure import signature
-from quire.verify.term import _flat
-from quire.verify.value import NoMeaning, NotShown, Value, indices
-
-
-@attrs.frozen
-class Step:
-    """One statement of the applied program, and what was shown of it."""
-
-    line: int
-    text: str
-    verdict: str
-    reason: str = ""
+from quire.verify.value import NoMeaning, Value
 
 
 class Applied:
     """Runs the emitted source against the original program."""
 
-    def __init__(self, program: Program, source: str) -> None:
+    def __init__(self, program: Program, source: str, sizes: Sizes | None = None) -> None:
         self.program, self.source = program, source
-        self.original = Original(program)
+        self.original = Original(program, sizes)
         self.cuts: dict[Any, Value] = {}
         self.steps: list[Step] = []
         self.owners: dict[str, Storage] = {}
@@ -103,10 +95,22 @@ class Applied:
         if found is not None and self._as_before(found, names, scope, statement.lineno, text):
             return
         contents = self._contents(found, scope)
-        exec(compile(ast.Module([statement], []), "<emitted>", "exec"), scope)
+        with self._expected(names):
+            exec(compile(ast.Module([statement], []), "<emitted>", "exec"), scope)
         good = self._made(names, scope, statement.lineno, text)
         if found is not None and contents is not None and good:
             self._remember(found, names, scope, contents)
+
+    @contextmanager
+    def _expected(self, names: list[str]) -> Iterator[None]:
+        node = self.original.nodes.get(names[0])
+        infos = self.program.infos.get(node, ()) if node is not None else ()
+        shape = self.original.sizes
+        EXPECTED.append([([shape(s) for s in i.shape], i.dtype) for i in infos])
+        try:
+            yield
+        finally:
+            EXPECTED.pop()
 
     def _contents(self, found: Any, scope: dict[str, Any]) -> dict[str, Any] | None:
         """What the variables that a statement reads hold: whole tensors known by name, or None."""
@@ -144,7 +148,8 @@ class Applied:
         known = []
         for name, (_, content) in contents.items():
             own = self.cuts.get(self.original.nodes.get(name))
-            if content is not self.untouched.get(name) and content.value is not own:
+            plain = content.value is own and own is not None and own.name
+            if content is not self.untouched.get(name) and not plain:
                 known.append((order[name], content.value.shape, content.value.scalar))
         return tuple(known)
 
@@ -195,9 +200,8 @@ class Applied:
             if not why:
                 equal[node] = (made.tensor, want)
         for node, (tensor, want) in equal.items():
-            if closed(want.scalar):
-                continue
-            cut = self.cuts[node] = self.original.cut(node)
+            cut = want if closed(want.scalar) else self.original.cut(node)
+            self.cuts[node] = cut
             if tensor.steps:
                 tensor.write(cut)
             else:
@@ -217,31 +221,6 @@ class Applied:
         for name, storage in self.owners.items():
             if storage.content is not self.untouched[name]:
                 self.steps.append(Step(0, name, "differs", "an input or weight is written to"))
-
-
-def closed(x: Any) -> bool:
-    """Whether a scalar depends on indices and sizes alone, such as a position or a causal mask: it
-    is worth more known than named."""
-    if isinstance(x, Poly):
-        return all(closed(a) for atom in x.free for a in atom.args)
-    if x.op in ("read", "bread", "undef"):
-        return False
-    return all(closed(a) for a in _flat(x.args))
-
-
-def differ(got: Value, want: Value) -> str:
-    """Why the two are not shown equal; empty if they are."""
-    if got.ndim != want.ndim or not all(
-        a is b or same(a, b) for a, b in zip(got.shape, want.shape, strict=True)
-    ):
-        return f"of shape {got.shape}, and not {want.shape}"
-    if got.kind != want.kind:
-        return f"of {got.dtype}, and not {want.dtype}"
-    if got.shape != want.shape:
-        got = Value(want.shape, got.dtype, got.at(indices(want.shape)))
-    if same(got.scalar, want.scalar):
-        return ""
-    return f"\n     is {got.scalar}\n not {want.scalar}"[:2000]
 
 
 class _Weights:
@@ -285,5 +264,3 @@ def largest(*xs: Any) -> Any:
         total = maximum(total, plain(x))
     return wrap(total)
 
-
-__all__ = ["Int", "NotShown", "Tensor"]

@@ -7,11 +7,15 @@ from typing import Any
 
 from quire.capture.program import Program
 from quire.verify import decide, laws, poly, term
-from quire.verify.applied import Applied, Step
+from quire.verify.applied import Applied
 from quire.verify.certificate import Certificate, program_hash
 from quire.verify.check import solve, versions
 from quire.verify.claims import Claim, RefutedError, UnprovedError
+from quire.verify.rewritten import Rewritten
+from quire.verify.sizes import Sizes
 from quire.verify.smt import of_obligation
+from quire.verify.solver import z3_says
+from quire.verify.steps import Step
 from quire.verify.value import NoMeaning, NotShown
 from quire.verify.witness import search
 
@@ -31,11 +35,13 @@ def prove(
     source: str,
     plan: str = "",
     *,
+    captured: Program | None = None,
     solvers: tuple[str, ...] = ("z3",),
     seconds: float = 10.0,
     witness: bool = True,
 ) -> Certificate:
-    """A certificate that `source`, the applied program, equals `program`.
+    """A certificate that `source`, the applied program, equals `program`, and this the one as
+    `captured`, where given.
 
     `plan` is carried along as JSON. A verdict of "refuted" comes with a claim whose reason names
     a run that differs; that run's script is in the claim's `rule`.
@@ -45,10 +51,14 @@ def prove(
     log, conditions = decide.Log(), {}
     decide.LOGS.append(log)
     laws.CLAIMS.append(conditions)
-    applied = Applied(program, source)
+    sizes = Sizes(program)
+    applied = Applied(program, source, sizes)
+    steps: list[Step] = []
     reason = ""
     try:
-        applied.run()
+        if captured is not None:
+            steps += Rewritten(captured, program, sizes).run()
+        steps += applied.run()
     except (NoMeaning, NotShown) as error:
         reason = f"{type(error).__name__}: {error}"
     except (
@@ -58,18 +68,18 @@ def prove(
     finally:
         decide.LOGS.remove(log)
         laws.CLAIMS.remove(conditions)
-    ends = [s for s in applied.steps if s.line == 0]
+    ends = [s for s in steps if s.line == 0]
     bad = next((s for s in ends if s.verdict != "equal"), None)
     if bad is not None and not reason:
-        first = next((s for s in applied.steps if s.verdict != "equal"), bad)
+        first = next((s for s in steps if s.verdict != "equal"), bad)
         reason = f"{first.text}: {first.reason or first.verdict}"
-    claims = _claims(log, conditions, applied.steps, solvers, seconds)
+    claims = _claims(log, conditions, steps, solvers, seconds)
     if not reason:
         open_ = [c for c in claims if c.verdict != "proved"]
         reason = f"{open_[0].id}: {open_[0].reason}" if open_ else ""
     verdict: Any = "unknown" if reason else "proved"
     if reason and witness:
-        found = search(program, source)
+        found = search(captured or program, source)
         if found is not None:
             verdict = "refuted"
             reason = (
@@ -80,10 +90,10 @@ def prove(
                 Claim("witness", "witness", reason, found.script, verdict="refuted", reason=reason),
             )
     used = {name: versions()[name] for name in solvers}
-    sizes = tuple((str(s.name), s.lo, s.hi) for s in program.symbols)
+    ranges = tuple((str(s.name), s.lo, s.hi) for s in program.symbols)
     return Certificate(
-        verdict, reason, program_hash(program), plan, source, claims, used,
-        sizes=sizes, seconds=round(time.perf_counter() - start, 3),
+        verdict, reason, program_hash(captured or program), plan, source, claims, used,
+        sizes=ranges, seconds=round(time.perf_counter() - start, 3),
     )  # fmt: skip
 
 
@@ -114,7 +124,8 @@ def _claims(
             made.append(Claim(f"c{k}", "condition", why, "solver", text))
     texts = [c.smt2 for c in made if c.smt2]
     for name in solvers:
-        answers = iter(solve(texts, name, seconds=seconds))
+        known = [z3_says(t, seconds) for t in texts] if name == "z3" else solve(texts, name)
+        answers = iter(known)
         made = [_with(c, name, next(answers)) if c.smt2 else c for c in made]
     before = tuple(c.id for c in made)
     for k, s in enumerate(steps):
@@ -138,12 +149,14 @@ def _with(claim: Claim, solver: str, answer: str) -> Claim:
     )  # fmt: skip
 
 
-def certified(program: Program, source: str, plan: str, allow_unknown: bool) -> Certificate:
+def certified(
+    captured: Program, program: Program, source: str, plan: str, allow_unknown: bool
+) -> Certificate:
     """The certificate of an applied program that may be handed out.
 
     Raises RefutedError, and UnprovedError unless `allow_unknown`.
     """
-    found = prove(program, source, plan)
+    found = prove(program, source, plan, captured=captured)
     if found.verdict == "refuted":
         raise RefutedError(
             f"the applied program is not the model: {found.reason}",

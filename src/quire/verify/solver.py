@@ -1,4 +1,4 @@
-"""Z3 and cvc5, asked by SMT-LIB text."""
+"""Z3 in this process, asked by SMT-LIB text; each text once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from quire.verify.decide import Obligation
 from quire.verify.smt import of_obligation
 
 SECONDS = 2.0
+MEGABYTES = 3 << 10
+
+z3.set_param("memory_max_size", MEGABYTES)
 
 _answers: dict[str, str] = {}
 

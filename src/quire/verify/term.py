@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any, cast
 
-from quire.verify.decide import divmod_, maximum, minimum, prove
+from quire.verify.decide import divmod_, maximum, minimum, prove, quick
 from quire.verify.poly import ONE, REBUILD, ZERO, Atom, Poly, atom_of, bound, call, poly, variable
 from quire.verify.poly import substitute as substitute_poly
 
@@ -231,6 +231,10 @@ def ite(c: Any, x: Any, y: Any) -> Any:
     if c is FALSE:
         return y
     if isinstance(x, Poly) and isinstance(y, Poly):
+        if c.op == "ge" and _agree_where(c.args[0], x, y):
+            return y
+        if c.op == "ge" and _agree_where(-c.args[0] - 1, x, y):
+            return x
         return int_of(make("ite", c, of_int(x), of_int(y)))
     one: Any = x
     if one.bool:
@@ -243,6 +247,14 @@ def ite(c: Any, x: Any, y: Any) -> Any:
     if negated.id < c.id:
         c, x, y = negated, y, x
     return make("ite", c, x, y)
+
+
+def _agree_where(p: Poly, x: Poly, y: Poly) -> bool:
+    """Whether `x = y` wherever `p ≥ 0`: one of two cases that goes on as the other."""
+    given = ((">=", p),)
+    return quick(x - y, given) and quick(y - x, given) and all(
+        prove(d, ">=", given, "cases that agree") for d in (x - y, y - x)
+    )
 
 
 # --- sums and products -----------------------------------------------------------------------

@@ -112,9 +112,9 @@ means("tril")(_triangle(lambda off: t.ge(-off)))
 means("triu")(_triangle(t.ge))
 
 
-@means("linspace", "empty", "rand", "randn")
+@means("empty", "empty_like", "empty_strided", "new_empty", "rand", "randn")
 def unknown(*_: Any, **__: Any) -> Value:
-    raise NoMeaning("linspace, empty, rand, randn")
+    raise NoMeaning("what was never written, or is random")
 
 
 @means("one_hot")
