@@ -21,7 +21,8 @@ PLAN_FILE = "quire_plan.json"
 
 
 class Chunked(ChunkedModule):
-    """A model that runs in parts. `plan` says which, `source` is the Python that runs."""
+    """A model that runs in parts. `plan` says which, `source` is the Python that runs,
+    `certificate` the proof that it equals the model (None with `verify=False`)."""
 
     def __init__(
         self,
@@ -39,9 +40,14 @@ class Chunked(ChunkedModule):
         self.certificate: Certificate | None = None
 
     def report(self, path: str | Path, *, title: str = "") -> Path:
-        """Write one self-contained HTML page: memory before and after, regions, trade-off."""
+        """Write one self-contained HTML page: memory before and after, regions, trade-off,
+        and whether it was proved equal to the model."""
         points = [(p.peak_bytes, p.seconds) for p in self._curve()]
-        return write_html(self.plan, path, tradeoff=points, source=self.source, title=title)
+        found = self.certificate
+        verdict = (found.verdict, found.about) if found is not None else ("not asked", "")
+        return write_html(
+            self.plan, path, tradeoff=points, source=self.source, title=title, verdict=verdict
+        )
 
     def trace(self, path: str | Path, *args: Any, **kwargs: Any) -> Path:
         """Run once under torch's profiler and write a Chrome trace with a counter of the bytes

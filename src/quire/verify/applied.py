@@ -19,7 +19,16 @@ from torch import fx
 from quire.capture.program import Program
 from quire.verify.compare import closed, differ
 from quire.verify.decide import maximum, minimum
-from quire.verify.execute import EXPECTED, Kernels, Namespace, Proxy, Torch, causal_rows, plain, wrap
+from quire.verify.execute import (
+    EXPECTED,
+    Kernels,
+    Namespace,
+    Proxy,
+    Torch,
+    causal_rows,
+    plain,
+    wrap,
+)
 from quire.verify.loop import part_loop
 from quire.verify.memory import ALIVE, Held, Storage, Tensor, fresh
 from quire.verify.original import Original
@@ -263,4 +272,3 @@ def largest(*xs: Any) -> Any:
     for x in xs[1:]:
         total = maximum(total, plain(x))
     return wrap(total)
-

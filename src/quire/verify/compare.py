@@ -26,7 +26,7 @@ def differ(got: Value, want: Value) -> str:
         a is b or same(a, b) for a, b in zip(got.shape, want.shape, strict=True)
     ):
         return f"of shape {got.shape}, and not {want.shape}"
-    if got.kind != want.kind:
+    if got.dtype != want.dtype:
         return f"of {got.dtype}, and not {want.dtype}"
     if got.shape != want.shape:
         got = Value(want.shape, got.dtype, got.at(indices(want.shape)))

@@ -14,11 +14,19 @@ from torch import fx
 
 from quire.capture.program import Program
 from quire.verify.compare import closed, differ
+from quire.verify.meaning import VIEWS
 from quire.verify.original import Original
 from quire.verify.sizes import Sizes
 from quire.verify.steps import Step
 from quire.verify.structure import key_of, walk
 from quire.verify.value import NoMeaning, NotShown, Value
+
+PLAIN = {"where", "masked_fill", "_to_copy", "clone", "bitwise_and", "logical_and", "bitwise_or",
+         "logical_or", "bitwise_not", "logical_not", "eq", "ne", "lt", "le", "gt", "ge"}  # fmt: skip
+"""Ops that pick, compare and convert: a mask is made of these."""
+
+HINTS = 4
+"""Captured nodes that a planned one is compared with at most."""
 
 
 class Rewritten:
@@ -31,15 +39,18 @@ class Rewritten:
         self.left: dict[fx.Node, Value] = {}
         self.right: dict[fx.Node, Value] = {}
         self.calls: dict[Any, fx.Node] = {}
+        self.first: dict[fx.Node, fx.Node] = {}
+        """Node of the captured program → the first that computes the same."""
         self.proved: set[Any] = set()
         self.steps: list[Step] = []
 
     def run(self) -> list[Step]:
         self._inputs()
+        self.hints = self._hints()
         order = {n: k for k, n in enumerate(self.captured.program.graph.nodes)}
         for node in order:
-            if (key := self._call(self.captured, node, {})) is not None:
-                self.calls.setdefault(key, node)
+            if (key := self._call(self.captured, node, self.first)) is not None:
+                self.first[node] = self.calls.setdefault(key, node)
         for node in self.planned.program.graph.nodes:
             if node in self.planned.program.ops or node.target is operator.getitem:
                 self._match(node)
@@ -53,16 +64,22 @@ class Rewritten:
                 self._known(node, by_name[name], self.captured.cut(by_name[name]))
 
     def _known(self, node: fx.Node, other: fx.Node, value: Value | None) -> None:
-        self.twin[node] = other
-        if value is not None:
+        """Note that two nodes are equal. What is cheap to say in terms of its operands is never
+        known by name, as other nodes may say it in other words."""
+        self.twin[node] = other = self.first.get(other, other)
+        op = self.captured.program.ops.get(other)
+        name = op.target._schema.name.split("::")[1] if op is not None else ""
+        if value is not None and name not in VIEWS and name not in PLAIN:
             self.right[node] = self.left[other] = value
 
     def _call(self, graph: Original, node: fx.Node, twin: Any) -> Any:
         """What a node computes: equal for calls of one op on the same tensors of the captured
         program; None if an operand is not known there."""
         if node.target is operator.getitem:
-            source = twin.get(node.args[0], node.args[0])
-            return None if twin and source is node.args[0] else ("item", source, node.args[1])
+            source = twin.get(node.args[0])
+            if source is None and graph is self.planned:
+                return None
+            return "item", source or node.args[0], node.args[1]
         op = graph.program.ops.get(node)
         if op is None:
             return None
@@ -79,11 +96,14 @@ class Rewritten:
             value = self._own(other) if single or other.target is operator.getitem else None
             self._known(node, other, value)
             return
-        other = self.captured.nodes.get(node.name)
-        if other is None or self._infos(self.captured, other) != self._infos(self.planned, node):
-            return
-        if len(self._infos(self.planned, node)) != 1:
-            return
+        infos = self._infos(self.planned, node)
+        for other in self.hints.get(node, ()):
+            if len(infos) == 1 and self._infos(self.captured, other) == infos:
+                self._compare(node, other)
+                if node in self.twin:
+                    return
+
+    def _compare(self, node: fx.Node, other: fx.Node) -> None:
         found = self._structure(node, other)
         if found in self.proved:
             self._known(node, other, self._own(other))
@@ -94,6 +114,31 @@ class Rewritten:
             self._known(node, other, want if want and closed(want.scalar) else self._own(other))
             if want and not closed(want.scalar):
                 self.proved.add(found)
+
+    def _hints(self) -> dict[fx.Node, list[fx.Node]]:
+        """The captured nodes that a planned one may stand for: that of its name, and what is read
+        where it is read, by calls of one op that may stand for each other."""
+        hints: dict[fx.Node, list[fx.Node]] = {}
+
+        def put(node: fx.Node, other: Any) -> None:
+            known = hints.setdefault(node, [])
+            if isinstance(other, fx.Node) and other not in known and len(known) < HINTS:
+                known.append(other)
+
+        for k, got in enumerate(self.planned.program.outputs):
+            if isinstance(got, fx.Node):
+                put(got, self.captured.program.outputs[k])
+        for node in reversed(self.planned.program.graph.nodes):
+            known = hints.setdefault(node, [])
+            if (named := self.captured.nodes.get(node.name)) is not None:
+                known[:] = [named, *(n for n in known if n is not named)]
+            op = self.planned.program.ops.get(node)
+            for other in known:
+                like = self.captured.program.ops.get(other)
+                if op and like and op.target is like.target:
+                    for a, b in zip(op.operands, like.operands, strict=False):
+                        put(a.node, b.node)
+        return hints
 
     def _own(self, node: fx.Node) -> Value:
         """The captured tensor, known by name; one that indices alone decide, by what it is."""

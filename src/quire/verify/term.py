@@ -82,12 +82,19 @@ TRUE, FALSE = make("true"), make("false")
 NINF, PINF, NAN = make("ninf"), make("pinf"), make("nan")
 
 
+CONSTANT_BITS = 44
+"""Floats of a program are taken to this many bits: axiom `constants`."""
+
+
 def const(value: Any) -> Term:
     if isinstance(value, float):
         if math.isnan(value):
             return NAN
         if value in (float("inf"), float("-inf")):
             return PINF if value > 0 else NINF
+        mantissa, exponent = math.frexp(value)
+        bits = round(mantissa * (1 << CONSTANT_BITS))
+        return make("const", Fraction(bits) * Fraction(2) ** (exponent - CONSTANT_BITS))
     return make("const", Fraction(value))
 
 
@@ -252,8 +259,10 @@ def ite(c: Any, x: Any, y: Any) -> Any:
 def _agree_where(p: Poly, x: Poly, y: Poly) -> bool:
     """Whether `x = y` wherever `p ≥ 0`: one of two cases that goes on as the other."""
     given = ((">=", p),)
-    return quick(x - y, given) and quick(y - x, given) and all(
-        prove(d, ">=", given, "cases that agree") for d in (x - y, y - x)
+    return (
+        quick(x - y, given)
+        and quick(y - x, given)
+        and all(prove(d, ">=", given, "cases that agree") for d in (x - y, y - x))
     )
 
 
@@ -701,8 +710,8 @@ REMAKE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def show(t: Any) -> str:
-    """A term for people."""
+def show(t: Any, depth: int = 9) -> str:
+    """A term for people: what lies deeper than `depth` is left out."""
     if isinstance(t, Poly):
         return str(t)
     op, args = t.op, t.args
@@ -712,26 +721,25 @@ def show(t: Any) -> str:
         return f"({args[0]})"
     if op in ("read", "bread"):
         return f"{args[0]}[{', '.join(map(str, args[1]))}]"
+    if not depth:
+        return "…"
+
+    def inner(a: Any) -> str:
+        if isinstance(a, tuple):
+            return "[" + ", ".join(map(inner, a)) + "]"
+        return show(a, depth - 1) if isinstance(a, Term | Poly) else str(a)
+
     if op == "add":
         head = [] if not args[0] else [str(float(args[0]))]
-        return "(" + " + ".join(head + [_times(c, x) for x, c in args[1]]) + ")"
+        words = [inner(x) if c == 1 else f"{float(c):g}·{inner(x)}" for x, c in args[1]]
+        return "(" + " + ".join(head + words) + ")"
     if op == "mul":
-        body = "·".join(show(x) + (f"^{k}" if k != 1 else "") for x, k in args[1])
+        body = "·".join(inner(x) + (f"^{k}" if k != 1 else "") for x, k in args[1])
         return body if args[0] == 1 else f"{float(args[0]):g}·{body}"
     if op in BINDERS:
         name = bound(t.height, args[0])
-        return f"{op}[{name} < {args[0]}]({', '.join(map(_show, args[1:]))})"
-    return f"{op}({', '.join(map(_show, args))})"
-
-
-def _times(c: Fraction, x: Term) -> str:
-    return show(x) if c == 1 else f"{float(c):g}·{show(x)}"
-
-
-def _show(a: Any) -> str:
-    if isinstance(a, tuple):
-        return "[" + ", ".join(map(_show, a)) + "]"
-    return show(a) if isinstance(a, Term | Poly) else str(a)
+        return f"{op}[{name} < {args[0]}]({', '.join(map(inner, args[1:]))})"
+    return f"{op}({', '.join(map(inner, args))})"
 
 
 __all__ = ["Term", "divmod_"]

@@ -130,9 +130,7 @@ means("replication_pad1d", "replication_pad2d")(_mirrored(True))
 
 
 @means("diff")
-def diff(
-    self: Value, n: Any = 1, dim: int = -1, prepend: Any = None, append: Any = None
-) -> Value:
+def diff(self: Value, n: Any = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Value:
     if n != 1:
         raise NoMeaning("differences of a higher order")
     d = dim_of(self, dim)
