@@ -115,7 +115,8 @@ class Applied:
         node = self.original.nodes.get(names[0])
         infos = self.program.infos.get(node, ()) if node is not None else ()
         shape = self.original.sizes
-        EXPECTED.append([([shape(s) for s in i.shape], i.dtype) for i in infos])
+        facts = [([shape(s) for s in i.shape], i.dtype) for i in infos]
+        EXPECTED.append((str(node.target) if node is not None else "", facts))
         try:
             yield
         finally:

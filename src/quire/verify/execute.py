@@ -204,8 +204,9 @@ class Proxy:
 
 
 EXPECTED: list[Any] = []
-"""Shapes and dtypes of what the statement that is being run makes in the original, for an op that
-is known by name only: where its arguments are the original's, so are its results."""
+"""The op that makes what the statement that is being run is named after, and the shapes and dtypes
+of its results: an op known by name only has these where its arguments are the original's, and
+where they are not, nothing is equal to its results."""
 
 
 def call(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -218,10 +219,12 @@ def call(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if name in VIEWS and out is None:
         return _viewed(name, known)
     plain_args = {k: given(v) for k, v in known.items()}
-    if name in MEANING or name in VIEWS or out is not None or not EXPECTED:
+    result: Any
+    target, facts = EXPECTED[-1] if EXPECTED else ("", ())
+    if name in MEANING or name in VIEWS or str(overload) != target:
         result = apply(name, plain_args)
     else:
-        result = opaque(str(overload), plain_args, EXPECTED[-1])
+        result = opaque(target, plain_args, facts)
     if out is not None:
         store(name, result, out, [v for v in _flat(known.values()) if isinstance(v, Proxy)])
         return out

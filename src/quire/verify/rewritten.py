@@ -21,8 +21,10 @@ from quire.verify.steps import Step
 from quire.verify.structure import key_of, walk
 from quire.verify.value import NoMeaning, NotShown, Value
 
-PLAIN = {"where", "masked_fill", "_to_copy", "clone", "bitwise_and", "logical_and", "bitwise_or",
-         "logical_or", "bitwise_not", "logical_not", "eq", "ne", "lt", "le", "gt", "ge"}  # fmt: skip
+PLAIN = {
+    "where", "masked_fill", "_to_copy", "clone", "bitwise_and", "logical_and", "bitwise_or",
+    "logical_or", "bitwise_not", "logical_not", "eq", "ne", "lt", "le", "gt", "ge",
+}  # fmt: skip
 """Ops that pick, compare and convert: a mask is made of these."""
 
 HINTS = 4
@@ -67,7 +69,8 @@ class Rewritten:
         """Note that two nodes are equal. What is cheap to say in terms of its operands is never
         known by name, as other nodes may say it in other words."""
         self.twin[node] = other = self.first.get(other, other)
-        op = self.captured.program.ops.get(other)
+        made = other.args[0] if other.target is operator.getitem else other
+        op = self.captured.program.ops.get(made)  # type: ignore[arg-type]
         name = op.target._schema.name.split("::")[1] if op is not None else ""
         if value is not None and name not in VIEWS and name not in PLAIN:
             self.right[node] = self.left[other] = value
