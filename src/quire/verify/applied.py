@@ -36,7 +36,12 @@ from quire.verify.poly import variable
 from quire.verify.sizes import Sizes
 from quire.verify.steps import Step
 from quire.verify.structure import signature
-from quire.verify.value import NoMeaning, Value
+from quire.verify.value import NoMeaning, NotShown, Value
+
+
+WRONG = 4
+"""Statements that may make another tensor than the original's of that name before the proof is
+given up: from there on terms grow."""
 
 
 class Applied:
@@ -72,6 +77,9 @@ class Applied:
                 self.own(name, scope, self.original.cut(users[name]))
             for statement in forward.body:
                 self._statement(statement, scope)
+                wrong = [s for s in self.steps if s.verdict != "equal"]
+                if len(wrong) > WRONG:
+                    raise NotShown(f"{wrong[0].text}: {wrong[0].reason or wrong[0].verdict}")
         finally:
             ALIVE.pop()
         return self.steps

@@ -10,14 +10,26 @@ from quire.verify.term import _flat
 from quire.verify.value import Value, indices
 
 
+WORTH = 60
+"""Terms up to this size are worth more known than named."""
+
+
 def closed(x: Any) -> bool:
-    """Whether a scalar depends on indices and sizes alone, such as a position or a causal mask: it
-    is worth more known than named."""
-    if isinstance(x, Poly):
-        return all(closed(a) for atom in x.free for a in atom.args)
-    if x.op in ("read", "bread", "undef"):
-        return False
-    return all(closed(a) for a in _flat(x.args))
+    """Whether a scalar depends on indices and sizes alone and is small, such as a position or a
+    causal mask: it is worth more known than named."""
+    left = [WORTH]
+
+    def small(y: Any) -> bool:
+        left[0] -= 1
+        if left[0] < 0:
+            return False
+        if isinstance(y, Poly):
+            return all(small(a) for atom in y.free for a in atom.args)
+        if y.op in ("read", "bread", "undef"):
+            return False
+        return all(small(a) for a in _flat(y.args))
+
+    return small(x)
 
 
 def differ(got: Value, want: Value) -> str:

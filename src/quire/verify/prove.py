@@ -14,7 +14,7 @@ from quire.verify.claims import Claim, RefutedError, UnprovedError
 from quire.verify.rewritten import Rewritten
 from quire.verify.sizes import Sizes
 from quire.verify.smt import of_obligation
-from quire.verify.solver import z3_says
+from quire.verify.solver import EFFORT, z3_says
 from quire.verify.steps import Step
 from quire.verify.value import NoMeaning, NotShown
 from quire.verify.witness import search
@@ -124,7 +124,7 @@ def _claims(
             made.append(Claim(f"c{k}", "condition", why, "solver", text))
     texts = [c.smt2 for c in made if c.smt2]
     for name in solvers:
-        known = [z3_says(t, seconds) for t in texts] if name == "z3" else solve(texts, name)
+        known = [z3_says(t, 20 * EFFORT) for t in texts] if name == "z3" else solve(texts, name)
         answers = iter(known)
         made = [_with(c, name, next(answers)) if c.smt2 else c for c in made]
     before = tuple(c.id for c in made)

@@ -242,18 +242,23 @@ def ite(c: Any, x: Any, y: Any) -> Any:
             return y
         if c.op == "ge" and _agree_where(-c.args[0] - 1, x, y):
             return x
-        return int_of(make("ite", c, of_int(x), of_int(y)))
+        return int_of(ite(c, of_int(x), of_int(y)))
     one: Any = x
     if one.bool:
         return or_(and_(c, one), and_(not_(c), y))
-    if y is ZERO_ and one not in (NINF, PINF, NAN):
+    if y is ZERO_ and _number(one):
         return mul((one, 1), (ind(c), 1))
-    if x is ZERO_ and y not in (NINF, PINF, NAN):
+    if x is ZERO_ and _number(y):
         return mul((y, 1), (ind(not_(c)), 1))
     negated = not_(c)
     if negated.id < c.id:
         c, x, y = negated, y, x
     return make("ite", c, x, y)
+
+
+def _number(t: Term) -> bool:
+    """Not an infinity, nor what is undefined."""
+    return t not in (NINF, PINF, NAN) and t.op != "undef"
 
 
 def _agree_where(p: Poly, x: Poly, y: Poly) -> bool:
@@ -280,8 +285,8 @@ def add(*items: tuple[Any, Term]) -> Term:
             c = c * coefficient
             if not c:
                 continue
-            if t is NAN:
-                return NAN
+            if t is NAN or t.op == "undef":
+                return t
             if t in (NINF, PINF):
                 infinite.add(t if c > 0 else PINF if t is NINF else NINF)
             elif t.op == "const":
@@ -359,8 +364,8 @@ def mul(*items: tuple[Term, int]) -> Term:
             continue
         if t.op == "const" and (t.args[0] or k > 0):
             coefficient *= t.args[0] ** k
-        elif t is NAN:
-            return NAN
+        elif t is NAN or t.op == "undef":
+            return t
         elif t in (NINF, PINF):
             if k < 0:
                 coefficient = Fraction(0)
@@ -446,8 +451,8 @@ def exp(x: Term) -> Term:
     """exp(Σ cᵢ·tᵢ) = Π exp(cᵢ·tᵢ); exp(−t) = 1/exp(t); exp(−∞) = 0."""
     if x is NINF:
         return ZERO_
-    if x in (PINF, NAN):
-        return make("exp", x)
+    if x in (PINF, NAN) or x.op == "undef":
+        return make("exp", x) if x is PINF else x
     if x is ZERO_:
         return ONE_
     if x.op == "ite":
