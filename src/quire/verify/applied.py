@@ -38,7 +38,6 @@ from quire.verify.steps import Step
 from quire.verify.structure import signature
 from quire.verify.value import NoMeaning, NotShown, Value
 
-
 WRONG = 4
 """Statements that may make another tensor than the original's of that name before the proof is
 given up: from there on terms grow."""

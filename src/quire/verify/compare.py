@@ -9,7 +9,6 @@ from quire.verify.same import same
 from quire.verify.term import _flat
 from quire.verify.value import Value, indices
 
-
 WORTH = 60
 """Terms up to this size are worth more known than named."""
 
