@@ -2,7 +2,8 @@
 
 Both run on torch itself; only what an op does with float numbers is replaced (`field.py`). So
 slices, buffers, loops and `out=` are the real ones, no tolerance is needed, and nothing is shared
-with the symbolic proof. A run is at concrete sizes and inputs: it is reported as that, not as proof.
+with the symbolic proof. A run is at concrete sizes and inputs: it is reported as
+that, not as proof.
 """
 
 from __future__ import annotations
@@ -58,8 +59,10 @@ class Field(TorchDispatchMode):
         return made if out is None else out.copy_(made)
 
 
-MAKE = {"full", "zeros", "ones", "full_like", "zeros_like", "ones_like", "scalar_tensor", "arange",
-        "new_zeros", "new_full", "new_ones", "linspace", "eye", "fill_", "lift_fresh_copy"}  # fmt: skip
+MAKE = {
+    "full", "zeros", "ones", "full_like", "zeros_like", "ones_like", "scalar_tensor", "arange",
+    "new_zeros", "new_full", "new_ones", "linspace", "eye", "fill_", "lift_fresh_copy",
+}  # fmt: skip
 
 
 def _leaves(args: Any) -> list[Any]:

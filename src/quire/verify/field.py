@@ -107,9 +107,8 @@ def power(x: Tensor, exponent: int, m: int) -> Tensor:
 
 def inverse(x: Tensor) -> Tensor:
     p, q = unpack(x)
-    return pack(
-        power(p, P - 2, P), power(torch.where(q == UNKNOWN, 0.0, q), Q - 2, Q), q == UNKNOWN
-    )
+    unknown = q == UNKNOWN
+    return pack(power(p, P - 2, P), power(torch.where(unknown, 0.0, q), Q - 2, Q), unknown)
 
 
 def settled(x: Tensor) -> Tensor:

@@ -192,16 +192,20 @@ def named(name: str) -> Callable[..., Tensor]:
 
 
 ARITHMETIC: dict[str, Callable[..., Any]] = {
-    "add": add, "sub": sub, "mul": mul, "div": div, "neg": lambda x: field.negative(x),
+    "add": add, "sub": sub, "mul": mul, "div": div, "neg": field.negative,
     "rsub": lambda a, b, alpha=1: sub(b, a, alpha), "mm": mm, "bmm": mm, "addmm": addmm,
-    "baddbmm": addmm, "mv": mm, "dot": mm, "sum": sum_, "mean": mean, "exp": lambda x: field.exp(x),
+    "baddbmm": addmm, "mv": mm, "dot": mm, "sum": sum_, "mean": mean, "exp": field.exp,
     "_softmax": softmax, "_safe_softmax": softmax, "native_layer_norm": layer_norm,
     "_fused_rms_norm": lambda *a: (rms_norm(*a), None), "native_group_norm": group_norm,
-    "convolution": convolution, "pow": power, "reciprocal": lambda x: field.inverse(x),
-    "masked_fill": masked_fill, "amax": _largest, "maximum": _larger, "square": lambda x: mul(x, x),
+    "convolution": convolution, "pow": power, "reciprocal": field.inverse,
+    "masked_fill": masked_fill, "amax": _largest, "maximum": _larger,
+    "square": lambda x: mul(x, x),
 }  # fmt: skip
-for _name in ("tanh", "erf", "gelu", "silu", "sigmoid", "rsqrt", "sqrt", "sin", "cos", "log", "relu",
-              "softplus", "elu", "hardtanh", "abs", "clamp", "clamp_min", "log1p", "leaky_relu"):  # fmt: skip
+FUNCTIONS = (
+    "tanh", "erf", "gelu", "silu", "sigmoid", "rsqrt", "sqrt", "sin", "cos", "log", "relu",
+    "softplus", "elu", "hardtanh", "abs", "clamp", "clamp_min", "log1p", "leaky_relu",
+)  # fmt: skip
+for _name in FUNCTIONS:
     ARITHMETIC[_name] = named(_name)
 for _name in ("lt", "le", "gt", "ge", "eq", "ne", "isnan", "isinf"):
 
