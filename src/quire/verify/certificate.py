@@ -58,6 +58,7 @@ class Certificate:
         for claim in self.claims:
             kinds[claim.kind] = kinds.get(claim.kind, 0) + 1
         rows = [f"{self.verdict}: {self.about}"]
+        rows += [f"  rounding, {name}: {said}" for name, said in self.rounding]
         rows += [f"  {count} claims: {kind}" for kind, count in sorted(kinds.items())]
         rows += [f"  {c.id}: {c.verdict}: {c.reason}" for c in self.claims if c.verdict != "proved"]
         return "\n".join(rows)

@@ -12,6 +12,7 @@ from quire.verify.certificate import Certificate, program_hash
 from quire.verify.check import solve, versions
 from quire.verify.claims import Claim, RefutedError, UnprovedError
 from quire.verify.rewritten import Rewritten
+from quire.verify.rounding import statements
 from quire.verify.sizes import Sizes
 from quire.verify.smt import of_obligation
 from quire.verify.solver import EFFORT, z3_says
@@ -91,9 +92,14 @@ def prove(
             )
     used = {name: versions()[name] for name in solvers}
     ranges = tuple((str(s.name), s.lo, s.hi) for s in program.symbols)
+    same = bool(steps) and not any(s.line < 0 for s in steps) and "def region_" not in source
+    try:
+        rounding = statements(captured or program, same)
+    except NoMeaning as error:
+        rounding = (("outputs", f"no bound: {error}"),)
     return Certificate(
         verdict, reason, program_hash(captured or program), plan, source, claims, used,
-        sizes=ranges, seconds=round(time.perf_counter() - start, 3),
+        rounding=rounding, sizes=ranges, seconds=round(time.perf_counter() - start, 3),
     )  # fmt: skip
 
 
