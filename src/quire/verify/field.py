@@ -123,7 +123,7 @@ def exp(x: Tensor) -> Tensor:
     left, out, base = q, torch.ones_like(q), G
     for _ in range(Q.bit_length()):
         odd = torch.remainder(left, 2.0)
-        factor = torch.where(odd == 1, float(base), 1.0)
+        factor = torch.where(odd == 1, float(base) * torch.ones_like(q), 1.0)
         out = times(out, factor, P, torch.mul)
         left, base = (left - odd) / 2, base * base % P
     made = pack(out, torch.zeros_like(out), True)
