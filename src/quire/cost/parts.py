@@ -73,6 +73,7 @@ class PartCosts:
         self.steps: dict[fx.Node, StepParts] = {}
         self._order: list[fx.Node] = spread.steps
         self._sums: dict[int, list[float]] = {}
+        self._most: dict[int, list[int]] = {}
         self._workspace: dict[tuple[fx.Node, int], int] = {}
 
     def of(self, step: fx.Node) -> StepParts:
@@ -95,6 +96,13 @@ class PartCosts:
         while len(sums) <= length:
             sums.append(sums[-1] + self._step_seconds(self._order[len(sums) - 1], n))
         return sums[length]
+
+    def most_workspace(self, length: int, n: int) -> int:
+        """The largest workspace among the last `length` steps, with parts of `n` units."""
+        most = self._most.setdefault(n, [0])
+        while len(most) <= length:
+            most.append(max(most[-1], self.workspace(self._order[len(most) - 1], n)))
+        return most[length]
 
     def _step_seconds(self, step: fx.Node, n: int) -> float:
         seconds = self._own_seconds(step, n)
