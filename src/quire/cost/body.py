@@ -52,11 +52,12 @@ class Body:
         self.outputs = [s for s in self.steps if s in escapes]
         self.writes = {s: self.costs.of(s).writes[0] for s in self.steps}
         self.dies: dict[fx.Node, fx.Node] = {}
+        self._outside: dict[fx.Node, frozenset[fx.Node]] = {}
         for step in self.steps:
-            for operand in storage.program.ops[step].operands:
-                base = storage.base[operand.node]
-                if base in inside:
-                    self.dies[base] = step
+            bases = {storage.base[o.node] for o in storage.program.ops[step].operands}
+            self.dies.update(dict.fromkeys(bases & inside, step))
+            if outside := frozenset(b for b in bases - inside if b in model.nbytes):
+                self._outside[step] = outside
         self.slots: list[list[fx.Node]] = []
         self.places = dict(places) if places is not None else self._place()
         if places is not None:
@@ -173,11 +174,15 @@ class Body:
         if found is None:
             slots = sum(max(b.at(n) for b in sizes) for sizes in self._slot_sizes)
             peak = self.costs.most_workspace(len(self.steps), n)
+            peak = max(peak, *(self._workspace(step, n) for step in self._outside), 0)
             for step, fresh in self._beside:
                 live = sum(self._made(s, n) for s in fresh)
-                peak = max(peak, live + self.costs.workspace(step, n))
+                peak = max(peak, live + self._workspace(step, n))
             found = self._scratch[n] = slots + peak
         return found
+
+    def _workspace(self, step: fx.Node, n: int) -> int:
+        return self.costs.workspace(step, n, self._outside.get(step, frozenset()))
 
     def _made(self, step: fx.Node, n: int) -> int:
         return sum(b.at(n) for b in self.costs.of(step).written_bytes)
@@ -189,6 +194,7 @@ class Body:
         total = (fresh_outputs + self.scratch(n)) * machine.rates.fault
         copied = sum(self.model.nbytes[s] for s in self.outputs if self.places[s].copied)
         total += 2 * copied / machine.copy_bandwidth
+        total += sum(self.costs.seconds_apart(s, n, out) for s, out in self._outside.items())
         return total + self.costs.seconds(len(self.steps), n)
 
 
