@@ -34,6 +34,7 @@ from quire.plan.plan import Plan
 from quire.plan.stages import read_across, staged
 from quire.report.units import bytes_text
 from quire.rewrite import drop_masks, fuse_attention, lay_out, rearrange, share_keys, simplify
+from quire.rewrite.draft import Refused
 from quire.verify.prove import certified
 
 Progress = Callable[[str, int, int], None]
@@ -181,7 +182,11 @@ class Planning:
         runs = staged(laid.model, laid.baseline_bytes)
         yield Variant(rearrange(laid.program, runs), notes)
         if folds := head_folds(first.model):
-            apart = self._planner(unroll(program, folds), candidates=False)
+            try:
+                by_head = unroll(program, folds)
+            except Refused:
+                return  # heads that do not lie together, such as those of a fused projection
+            apart = self._planner(by_head, candidates=False)
             runs = staged(apart.model, apart.baseline_bytes, again=False)
             note = f"{len(folds)} attentions taken head by head"
             yield Variant(rearrange(apart.program, runs), (*notes, note))
