@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from quire.capture.program import Program, evaluate
 from quire.verify import field
-from quire.verify.field_ops import ARITHMETIC, NATIVE, Unsupported, attention
+from quire.verify.field_ops import ARITHMETIC, NATIVE, Unsupported, attention, plainly
 
 
 @attrs.frozen
@@ -104,7 +104,7 @@ def exact_run(
                 want = _original(program, inputs, names)
                 got = _applied(program, source, inputs, part, names)
         except Unsupported as error:
-            return ExactRun(None, str(error), 0, 1.0)
+            return ExactRun(None, str(error).splitlines()[0], 0, 1.0)
         for k, (g, w) in enumerate(zip(got, want, strict=True)):
             if isinstance(w, Tensor) and not _same(g, w):
                 return ExactRun(
@@ -155,6 +155,7 @@ class _Stepwise(fx.Interpreter):
         return _settled(made) if n.name in self.names else made
 
 
+@plainly
 def _settled(x: Any) -> Any:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return x

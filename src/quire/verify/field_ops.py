@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from quire.verify import field
 
@@ -26,6 +28,17 @@ NATIVE = {
 """Ops that move elements, and do nothing else with them: zero is zero in the field too."""
 
 Given = Any
+
+
+def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with torch's ops in it doing what they do on plain numbers."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+    return run
 
 
 def number(x: Given) -> Tensor:
@@ -129,11 +142,12 @@ def convolution(
             a, b, None, stride, padding, dilation, transposed, output_padding, groups
         )
 
-    with torch.utils._python_dispatch._disable_current_modes():
+    with _disable_current_modes():
         out = field.bilinear(x, weight, product)
     return out if bias is None else add(out, bias.view([1, -1] + [1] * (x.dim() - 2)))
 
 
+@plainly
 def attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0,
     is_causal: Any = False, *, scale: float | None = None, enable_gqa: bool = False, first: int = 0,
@@ -153,7 +167,9 @@ def attention(
         rows = torch.arange(scores.shape[-2])[:, None] + first
         seen = torch.arange(scores.shape[-1])[None, :] <= rows
         scores = torch.where(seen, scores, float("-inf"))
-    return mm(softmax(scores, -1), value)
+    out = mm(softmax(scores, -1), value)
+    # The kernel's result lies with its heads inside its rows.
+    return out.transpose(-3, -2).contiguous().transpose(-3, -2) if out.dim() > 3 else out
 
 
 def power(x: Tensor, exponent: Any) -> Tensor:
@@ -170,12 +186,12 @@ def masked_fill(x: Tensor, mask: Tensor, value: Any) -> Tensor:
 
 
 def _largest(x: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
-    with torch.utils._python_dispatch._disable_current_modes():
+    with _disable_current_modes():
         return torch.amax(x, dims_of(x, dim), keepdim)
 
 
 def _larger(a: Given, b: Given) -> Tensor:
-    with torch.utils._python_dispatch._disable_current_modes():
+    with _disable_current_modes():
         return torch.maximum(*(field.encoded(y) if not y.is_floating_point() else y
                                for y in map(_plain, (a, b))))  # fmt: skip
 
@@ -210,7 +226,7 @@ for _name in FUNCTIONS:
 for _name in ("lt", "le", "gt", "ge", "eq", "ne", "isnan", "isinf"):
 
     def _compared(*xs: Any, _name: str = _name) -> Tensor:
-        with torch.utils._python_dispatch._disable_current_modes():
+        with _disable_current_modes():
             return getattr(torch, _name)(*(_plain(x) for x in xs))
 
     ARITHMETIC[_name] = _compared
