@@ -103,7 +103,7 @@ def exact_run(
             with torch.no_grad(), Field():
                 want = _original(program, inputs, names)
                 got = _applied(program, source, inputs, part, names)
-        except Unsupported as error:
+        except (Unsupported, RuntimeError, IndexError, TypeError) as error:
             return ExactRun(None, str(error).splitlines()[0], 0, 1.0)
         for k, (g, w) in enumerate(zip(got, want, strict=True)):
             if isinstance(w, Tensor) and not _same(g, w):

@@ -11,6 +11,8 @@ from quire.verify.applied import Applied
 from quire.verify.certificate import Certificate, program_hash
 from quire.verify.check import solve, versions
 from quire.verify.claims import Claim, RefutedError, UnprovedError
+from quire.verify.exact import ExactRun, exact_run
+from quire.verify.field import P
 from quire.verify.rewritten import Rewritten
 from quire.verify.rounding import statements
 from quire.verify.sizes import Sizes
@@ -40,12 +42,14 @@ def prove(
     solvers: tuple[str, ...] = ("z3",),
     seconds: float = 10.0,
     witness: bool = True,
+    exact: bool = False,
 ) -> Certificate:
     """A certificate that `source`, the applied program, equals `program`, and this the one as
     `captured`, where given.
 
     `plan` is carried along as JSON. A verdict of "refuted" comes with a claim whose reason names
-    a run that differs; that run's script is in the claim's `rule`.
+    a run that differs; that run's script is in the claim's `rule`. With `exact` the program is run
+    in a finite field as well, where that can be done.
     """
     start = time.perf_counter()
     reset()
@@ -90,6 +94,8 @@ def prove(
             claims += (
                 Claim("witness", "witness", reason, found.script, verdict="refuted", reason=reason),
             )
+    if exact:
+        claims, verdict, reason = _ran(exact_run(program, source), claims, verdict, reason)
     used = {name: versions()[name] for name in solvers}
     ranges = tuple((str(s.name), s.lo, s.hi) for s in program.symbols)
     same = bool(steps) and not any(s.line < 0 for s in steps) and "def region_" not in source
@@ -146,6 +152,22 @@ def _claims(
     return tuple(made)
 
 
+def _ran(
+    run: ExactRun, claims: tuple[Claim, ...], verdict: Any, reason: str
+) -> tuple[tuple[Claim, ...], Any, str]:
+    """The claims with an exact run's; a run that differs refutes."""
+    how = f"{run.runs} runs in the field of {P}"
+    if run.equal is None:
+        claim = Claim("exact", "exact run", f"not run: {run.reason}", how)
+    elif run.equal:
+        text = f"equal without tolerance; different programs pass with chance ≤ {run.chance:.1g}"
+        claim = Claim("exact", "exact run", text, how)
+    else:
+        verdict, reason = "refuted", f"exact run: {run.reason}"
+        claim = Claim("exact", "exact run", "differs", how, verdict=verdict, reason=reason)
+    return (*claims, claim), verdict, reason
+
+
 def _with(claim: Claim, solver: str, answer: str) -> Claim:
     if answer == "unsat" or claim.verdict != "proved":
         return claim
@@ -167,7 +189,7 @@ def certified(
         raise RefutedError(
             f"the applied program is not the model: {found.reason}",
             certificate=found,
-            witness=found.claims[-1].rule,
+            witness=next((c.rule for c in found.claims if c.kind == "witness"), ""),
             fix="this is a fault of Quire's; the error's `witness` is a script that shows it",
         )
     if found.verdict == "unknown" and not allow_unknown:
