@@ -223,6 +223,7 @@ FUNCTIONS = (
 )  # fmt: skip
 for _name in FUNCTIONS:
     ARITHMETIC[_name] = named(_name)
+ARITHMETIC["relu"] = lambda x: ARITHMETIC["clamp_min"](x, 0)
 for _name in ("lt", "le", "gt", "ge", "eq", "ne", "isnan", "isinf"):
 
     def _compared(*xs: Any, _name: str = _name) -> Tensor:
