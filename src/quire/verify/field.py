@@ -72,7 +72,8 @@ def bilinear(a: Tensor, b: Tensor, product: Callable[[Tensor, Tensor], Tensor]) 
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
-    return bilinear(*torch.broadcast_tensors(a, b), torch.mul)
+    x, y = torch.broadcast_tensors(a, b)
+    return bilinear(x, y, torch.mul)
 
 
 def total(x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
