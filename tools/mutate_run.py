@@ -27,7 +27,7 @@ from quire.pipeline import Planning
 from quire.plan.plan import Plan
 from quire.report.timeline import walk
 from quire.verify.prove import prove
-from quire.verify.witness import search
+from quire.verify.witness import arguments, search
 from tools.mutate import mutants
 
 FAMILIES = (
@@ -61,7 +61,7 @@ def honest(name: str) -> Iterator[Honest]:
 def floats_agree(given: Honest, source: str) -> bool:
     """Whether one run of `source` on random inputs is within `TOLERANCE` of the original's."""
     generator = torch.Generator().manual_seed(0)
-    inputs = {}
+    inputs: dict[Any, torch.Tensor] = {}
     for item in given.program.inputs:
         info = given.program.info(item.node)
         shape = [int(s) for s in info.shape]

@@ -163,7 +163,9 @@ def _settled(x: Any) -> Any:
 
 
 def _original(program: Program, inputs: Mapping[fx.Node, Tensor], names: set[str]) -> list[Any]:
-    made = _Stepwise(program, names).run(*(x.clone() for x in inputs.values()))
+    places = [n for n in program.graph.nodes if n.op == "placeholder"]
+    given = [inputs[n].clone() if n in inputs else None for n in places]
+    made = _Stepwise(program, names).run(*given)
     return list(made) if isinstance(made, list | tuple) else [made]
 
 

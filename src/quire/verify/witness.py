@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -39,8 +39,11 @@ def search(program: Program, source: str, *, seeds: int = 2, most: int = 1 << 27
     exec(compile(source, "<applied>", "exec"), scope)
     for seed in range(seeds):
         inputs = _inputs(program, lengths, seed)
-        with torch.no_grad():
-            wanted = original(*[x.clone() for x in inputs.values()])
+        try:
+            with torch.no_grad():
+                wanted = original(*arguments(program, inputs))
+        except (RuntimeError, IndexError):
+            return None  # the model itself takes no such inputs
         for part in parts(lengths):
             found = _run(program, scope["forward"], inputs, wanted, part)
             if found:
@@ -65,6 +68,12 @@ def _inputs(program: Program, lengths: Any, seed: int) -> dict[str, Tensor]:
         shape = [evaluate(s, lengths) for s in info.shape]
         made[item.node.name] = random(shape, info.dtype, 1000 * seed + k)
     return made
+
+
+def arguments(program: Program, inputs: Mapping[str, Tensor]) -> list[Tensor | None]:
+    """A copy of the tensor for each placeholder; None for one that is no tensor, which is fixed."""
+    names = [n.name for n in program.graph.nodes if n.op == "placeholder"]
+    return [inputs[name].clone() if name in inputs else None for name in names]
 
 
 def random(shape: list[int], dtype: torch.dtype, seed: int) -> Tensor:
@@ -123,6 +132,7 @@ def _script(program: Program, source: str, code: str, lengths: Any, part: int, s
         info = program.info(item.node)
         shape = [evaluate(s, lengths) for s in info.shape]
         rows.append((item.node.name, item.kind, item.target, shape, str(info.dtype), k))
+    order = [n.name for n in program.graph.nodes if n.op == "placeholder"]
     return f'''"""Applied and original on one input: fails where they differ."""
 import collections
 import operator
@@ -145,7 +155,8 @@ for name, kind, target, shape, dtype, k in {rows!r}:
     (users.append(x.to(dtype)) if kind == "user" else weights.update({{target: x.to(dtype)}}))
 parts = collections.defaultdict(lambda: {part})
 with torch.no_grad():
-    wanted = original(None, *[x.clone() for x in inputs.values()])
+    copies = {{name: x.clone() for name, x in inputs.items()}}
+    wanted = original(None, *[copies.get(name) for name in {order!r}])
     got = forward(weights, parts, *users)
 wanted = wanted if isinstance(wanted, (list, tuple)) else [wanted]
 for g, w in zip(got, wanted):
