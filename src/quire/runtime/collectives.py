@@ -1,0 +1,272 @@
+"""What a sharded module's code calls: collectives and rank-local ops, each with its gradient.
+
+Gradients follow one convention: every collective's backward is its true transpose, as if the loss
+were the sum of the ranks' losses. A parameter's gradient on one rank is then P times that rank's
+share, and the *mean* over ranks, which DDP and FSDP2 take by default, is exact.
+
+    all_to_all ↔ all_to_all    gather_rows ↔ reduce-scatter    sum_ranks ↔ sum_ranks
+    my_rows ↔ zero padding     place_rows ↔ taking rows
+
+The rank is read when an op runs: every rank runs the same graph.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group
+
+from quire.plan.layout import Layout
+
+_c10d: Any = torch.ops._c10d_functional
+
+
+def rank_of(group: str) -> int:
+    return dist.get_rank(_resolve_process_group(group))
+
+
+def all_to_all(x: Tensor, group: str) -> Tensor:
+    """`x` `[P, …]`: part p goes to rank p; the result holds what each rank sent."""
+    sizes = [1] * x.shape[0]
+    return _c10d.wait_tensor(_c10d.all_to_all_single(x.contiguous(), sizes, sizes, group))
+
+
+def sum_ranks(x: Tensor, group: str) -> Tensor:
+    """The sum of `x` over the ranks, on each of them."""
+    return _c10d.wait_tensor(_c10d.all_reduce(x.contiguous(), "sum", group))
+
+
+def max_ranks(x: Tensor, group: str, largest: bool = True) -> Tensor:
+    """The elementwise maximum (or minimum) over the ranks; where ranks tie they share the gradient."""
+    best = x.detach().contiguous()
+    best = _c10d.wait_tensor(_c10d.all_reduce(best, "max" if largest else "min", group))
+    hit = (x.detach() == best).to(x.dtype)
+    if not x.dtype.is_floating_point:
+        return best
+    count = sum_ranks(hit, group)
+    # The value is `best`; the gradient that of the sum of the winners' mean.
+    mine = torch.where(hit > 0, x / count, torch.zeros_like(x))
+    return sum_ranks(mine, group)
+
+
+def gather_rows(
+    x: Tensor, dim: int, outer: int, size: int, ranks: int, ring: int, group: str
+) -> Tensor:
+    """The whole sequence, in its own order, from each rank's rows of `dim`.
+
+    `dim` holds `outer` blocks of a rank's rows; the result's holds `outer` blocks of `size`.
+    """
+    layout = Layout(size, ranks, ring)
+    rows = _unfold(x, dim, outer).movedim(dim + 1, 0).contiguous()
+    everything = _c10d.wait_tensor(_c10d.all_gather_into_tensor(rows, ranks, group))
+    runs = layout.natural()
+    if len(runs) == 1:
+        everything = everything.narrow(0, runs[0][0], size)
+    else:
+        everything = torch.cat([everything.narrow(0, at, n) for at, _, n in runs])
+    return _fold(everything.movedim(0, dim + 1), dim, outer)
+
+
+def _unfold(x: Tensor, dim: int, outer: int) -> Tensor:
+    return x.unflatten(dim, (outer, x.shape[dim] // outer))
+
+
+def _fold(x: Tensor, dim: int, outer: int) -> Tensor:
+    shape = list(x.shape)
+    shape[dim : dim + 2] = [shape[dim] * shape[dim + 1]]
+    return x.reshape(shape)
+
+
+@torch.library.custom_op("quire::my_rows", mutates_args=())
+def my_rows(
+    x: Tensor, dim: int, outer: int, size: int, ranks: int, ring: int, group: str, fill: float
+) -> Tensor:
+    """This rank's rows of the whole `x`, whose `dim` holds `outer` blocks of `size`.
+
+    Rows past the end of the sequence hold `fill`.
+    """
+    layout = Layout(size, ranks, ring)
+    blocks = _unfold(x, dim, outer)
+    shape = list(blocks.shape)
+    shape[dim + 1] = layout.local
+    out = x.new_full(shape, fill)
+    for at, start, length in layout.runs(rank_of(group)):
+        out.narrow(dim + 1, at, length).copy_(blocks.narrow(dim + 1, start, length))
+    return _fold(out, dim, outer)
+
+
+@my_rows.register_fake
+def _(x: Tensor, dim: int, outer: int, size: int, ranks: int, ring: int, group: str, fill: float):
+    shape = list(x.shape)
+    shape[dim] = outer * Layout(size, ranks, ring).local
+    return x.new_empty(shape)
+
+
+@torch.library.custom_op("quire::place_rows", mutates_args=())
+def place_rows(
+    x: Tensor, dim: int, outer: int, size: int, ranks: int, ring: int, group: str
+) -> Tensor:
+    """The transpose of `my_rows`: this rank's rows at their places in the sequence, 0 elsewhere."""
+    layout = Layout(size, ranks, ring)
+    blocks = _unfold(x, dim, outer)
+    shape = list(blocks.shape)
+    shape[dim + 1] = size
+    out = x.new_zeros(shape)
+    for at, start, length in layout.runs(rank_of(group)):
+        out.narrow(dim + 1, start, length).copy_(blocks.narrow(dim + 1, at, length))
+    return _fold(out, dim, outer)
+
+
+@place_rows.register_fake
+def _(x: Tensor, dim: int, outer: int, size: int, ranks: int, ring: int, group: str):
+    shape = list(x.shape)
+    shape[dim] = outer * size
+    return x.new_empty(shape)
+
+
+@torch.library.custom_op("quire::fill_rows", mutates_args=())
+def fill_rows(
+    x: Tensor, dim: int, outer: int, size: int, ranks: int, ring: int, group: str, fill: float
+) -> Tensor:
+    """This rank's rows with those past the end of the sequence set to `fill`."""
+    layout = Layout(size, ranks, ring)
+    blocks = _unfold(x, dim, outer)
+    out = torch.full_like(blocks, fill, memory_format=torch.contiguous_format)
+    for at, _, length in layout.runs(rank_of(group)):
+        out.narrow(dim + 1, at, length).copy_(blocks.narrow(dim + 1, at, length))
+    return _fold(out, dim, outer)
+
+
+@fill_rows.register_fake
+def _(x: Tensor, dim: int, outer: int, size: int, ranks: int, ring: int, group: str, fill: float):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("quire::take_rows", mutates_args=())
+def take_rows(
+    x: Tensor, dim: int, first: int, count: int, size: int, ranks: int, ring: int, group: str
+) -> Tensor:
+    """The rows `first … first + count` of the sequence as far as this rank holds them, else 0."""
+    out = x.new_zeros([count if d == dim else n for d, n in enumerate(x.shape)])
+    for at, lo, n in _held(first, count, Layout(size, ranks, ring), rank_of(group)):
+        out.narrow(dim, lo - first, n).copy_(x.narrow(dim, at, n))
+    return out
+
+
+@take_rows.register_fake
+def _(x: Tensor, dim: int, first: int, count: int, size: int, ranks: int, ring: int, group: str):
+    return x.new_empty([count if d == dim else n for d, n in enumerate(x.shape)])
+
+
+@torch.library.custom_op("quire::put_rows", mutates_args=())
+def put_rows(
+    x: Tensor, dim: int, first: int, count: int, size: int, ranks: int, ring: int, group: str
+) -> Tensor:
+    """The transpose of `take_rows`."""
+    layout = Layout(size, ranks, ring)
+    out = x.new_zeros([layout.local if d == dim else n for d, n in enumerate(x.shape)])
+    for at, lo, n in _held(first, count, layout, rank_of(group)):
+        out.narrow(dim, at, n).copy_(x.narrow(dim, lo - first, n))
+    return out
+
+
+@put_rows.register_fake
+def _(x: Tensor, dim: int, first: int, count: int, size: int, ranks: int, ring: int, group: str):
+    local = Layout(size, ranks, ring).local
+    return x.new_empty([local if d == dim else n for d, n in enumerate(x.shape)])
+
+
+def _held(first: int, count: int, layout: Layout, rank: int) -> list[tuple[int, int, int]]:
+    found = []
+    for at, start, length in layout.runs(rank):
+        lo, hi = max(start, first), min(start + length, first + count)
+        if lo < hi:
+            found.append((at + lo - start, lo, hi - lo))
+    return found
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.rest = inputs[1:]
+
+
+def _no_grads(count: int) -> tuple[None, ...]:
+    return (None,) * count
+
+
+torch.library.register_autograd(
+    "quire::my_rows",
+    lambda ctx, g: (place_rows(g, *ctx.rest[:-1]), *_no_grads(len(ctx.rest))),
+    setup_context=_keep,
+)
+torch.library.register_autograd(
+    "quire::place_rows",
+    lambda ctx, g: (my_rows(g, *ctx.rest, 0.0), *_no_grads(len(ctx.rest))),
+    setup_context=_keep,
+)
+torch.library.register_autograd(
+    "quire::fill_rows",
+    lambda ctx, g: (fill_rows(g, *ctx.rest[:-1], 0.0), *_no_grads(len(ctx.rest))),
+    setup_context=_keep,
+)
+torch.library.register_autograd(
+    "quire::take_rows",
+    lambda ctx, g: (put_rows(g, *ctx.rest), *_no_grads(len(ctx.rest))),
+    setup_context=_keep,
+)
+torch.library.register_autograd(
+    "quire::put_rows",
+    lambda ctx, g: (take_rows(g, *ctx.rest), *_no_grads(len(ctx.rest))),
+    setup_context=_keep,
+)
+
+
+def fixed_rows(
+    x: Tensor, dim: int, first: int, count: int, size: int, ranks: int, ring: int, group: str
+) -> Tensor:
+    """The rows `first … first + count` of the sequence, on every rank."""
+    return sum_ranks(take_rows(x, dim, first, count, size, ranks, ring, group), group)
+
+
+def joined_sum(
+    x: Tensor, dims: list[int], keepdim: bool, scale: float, group: str, dtype: Any = None
+) -> Tensor:
+    """The sum over `dims`, one of which is spread over the ranks, times `scale`. Half types are
+    summed in fp32 across ranks."""
+    kind = dtype or x.dtype
+    wide = torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
+    return (sum_ranks(x.sum(dims, keepdim, dtype=wide), group) * scale).to(kind)
+
+
+def cross_entropy(
+    scores: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    group: str,
+) -> Tensor:
+    """Cross entropy of rows spread over the ranks: their sum, or (`reduction` 1) that over the
+    number, or weight, of all rows that count on all ranks. Padding rows have the target
+    `ignore_index`."""
+    total = torch.nn.functional.cross_entropy(
+        scores, target, weight, ignore_index=ignore_index, reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    wide = torch.float32 if scores.dtype in (torch.float16, torch.bfloat16) else scores.dtype
+    if reduction != 1:
+        return sum_ranks(total.to(wide), group).to(scores.dtype)
+    valid = target != ignore_index
+    if weight is None:
+        count = valid.sum().to(wide)
+    else:
+        count = torch.where(valid, weight[torch.where(valid, target, 0)], 0).sum().to(wide)
+    both = sum_ranks(torch.stack([total.to(wide), count]), group)
+    return (both[0] / both[1]).to(scores.dtype)
+
+
+NEGATIVE = -math.inf
