@@ -3,7 +3,7 @@
 One block at a time: a run of queries against a run of keys, through the device's fused kernel,
 which also gives the logsumexp of each row. Blocks join by
 
-    out ← out − sigmoid(lse_b − lse)·(out − out_b)        lse ← lse − logsigmoid(lse − lse_b)
+    out ← out − sigmoid(lse_b − lse)·(out − out_b)        lse ← logaddexp(lse, lse_b)
 
 (ring-flash-attention's form of the online softmax). Backward replays each block with the joined
 out and lse, so that every block's weights are those of the whole row.
@@ -19,7 +19,6 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from quire.plan.layout import Run
 
@@ -179,7 +178,7 @@ class Accumulator:
         # Where neither has a key both are −inf, and their difference is not a number.
         gap = torch.where(lse == -math.inf, -math.inf, lse - old)
         old_out -= torch.sigmoid(gap).unsqueeze(-1) * (old_out - out)
-        self.lse[:, :, at] = torch.where(lse == -math.inf, old, old - logsigmoid(-gap))
+        self.lse[:, :, at] = torch.logaddexp(old, lse)
 
     def result(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return self.out.to(dtype).transpose(1, 2), self.lse

@@ -12,7 +12,6 @@ The rank is read when an op runs: every rank runs the same graph.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -269,4 +268,3 @@ def cross_entropy(
     return (both[0] / both[1]).to(scores.dtype)
 
 
-NEGATIVE = -math.inf

@@ -142,6 +142,7 @@ def ring_attention_backward(
     dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     moving = torch.zeros((2, *k.shape), dtype=torch.float32, device=q.device)
     works: list[Any] = []
+    arriving = moving
     for hop, (keys, values) in _travel(ring, k, v):
         # What this block adds is worked out while the gradients so far are on their way here.
         share = torch.zeros_like(moving) if works else moving
@@ -156,7 +157,8 @@ def ring_attention_backward(
     if works:
         _wait(works)
         moving = arriving
-    return dq.to(q.dtype), moving[0].to(k.dtype), moving[1].to(v.dtype)
+    # Outputs of a custom op may not share memory.
+    return dq.to(q.dtype), moving[0].to(k.dtype, copy=True), moving[1].to(v.dtype, copy=True)
 
 
 @ring_attention_backward.register_fake

@@ -212,15 +212,10 @@ def gathered(
     every = _c10d.wait_tensor(_c10d.all_gather_into_tensor(both, ranks, group))
     keys, values = every.movedim(0, 3).unbind(0)
     rows = [site.q.runs(r) for r in range(ranks)]
-    # One list of keys for whichever member asks.
     return ring_attention(
         q, keys, values, list(leaves), rule, site.left, site.right, site.scale,
-        flat(rows), _for_all([site.k.pieces(0, ranks)], ranks), 1, group,
+        flat(rows), flat([site.k.pieces(0, ranks)]), 1, group,
     )[0]
-
-
-def _for_all(runs: Sequence[Sequence[Run]], ranks: int) -> list[int]:
-    return flat([runs[0]] * ranks)
 
 
 def hybrid(
