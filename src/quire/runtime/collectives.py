@@ -230,14 +230,11 @@ def fixed_rows(
     return sum_ranks(take_rows(x, dim, first, count, size, ranks, ring, group), group)
 
 
-def joined_sum(
-    x: Tensor, dims: list[int], keepdim: bool, scale: float, group: str, dtype: Any = None
-) -> Tensor:
-    """The sum over `dims`, one of which is spread over the ranks, times `scale`. Half types are
-    summed in fp32 across ranks."""
-    kind = dtype or x.dtype
-    wide = torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
-    return (sum_ranks(x.sum(dims, keepdim, dtype=wide), group) * scale).to(kind)
+def join_sum(x: Tensor, scale: float, group: str) -> Tensor:
+    """The sum of `x` over the ranks times `scale`. Half types are summed in fp32."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    total = sum_ranks(wide, group)
+    return (total if scale == 1.0 else total * scale).to(x.dtype)
 
 
 def cross_entropy(
