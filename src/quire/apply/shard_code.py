@@ -108,7 +108,8 @@ class _Writer:
             if dying:
                 body.append(f"del {', '.join(dying)}")
         shown = [self._shown(o, group.module) if isinstance(o, str) else repr(o) for o in outputs]
-        body.append(f"return ({', '.join(shown)},)" if len(shown) != 1 or not group.module else f"return {shown[0]}")
+        alone = len(shown) == 1 and group.module
+        body.append(f"return {shown[0]}" if alone else f"return ({''.join(x + ', ' for x in shown)})")
         head = f"def forward(self, {', '.join(inputs)}):" if inputs else "def forward(self):"
         source = "\n    ".join([head, *body]) + "\n"
         self.functions.append(Function(group.module, call, source))

@@ -1,0 +1,299 @@
+"""The sharded module: the user's module tree, its forwards replaced by one rank's.
+
+Every submodule gets a subclass of its own class whose `forward` is generated Python; parameters,
+buffers, state dict keys and `isinstance` are the original's. Modules are copied, parameters are
+shared with the model given.
+"""
+
+from __future__ import annotations
+
+import copy
+import linecache
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.utils import _pytree as pytree
+
+from quire.apply.shard import Lines
+from quire.apply.shard_code import Function
+from quire.capture.program import Program
+from quire.errors import InputError, QuireError
+from quire.plan.shard_plan import Placed, ShardPlan
+from quire.runtime import collectives, sharded_attention
+
+BUCKET = 32 << 20
+"""Bytes of gradients averaged at once."""
+
+
+@attrs.frozen(eq=False)
+class Built:
+    """One captured length: its plan, and what its functions need."""
+
+    program: Program
+    plan: ShardPlan
+    lines: Lines
+    functions: tuple[Function, ...]
+
+
+Build = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Built]
+
+
+class Runner:
+    """What the modules of one sharded tree share."""
+
+    def __init__(self, original: nn.Module, mesh: DeviceMesh, build: Build) -> None:
+        self.original, self.mesh, self.build = original, mesh, build
+        self.group = mesh.get_group()
+        self.built: dict[Any, Built] = {}
+        self.tables: dict[str, dict[tuple[int, int], Any]] = {}
+        self.serial: dict[int, int] = {}
+        self.current = 0
+        self.scope: dict[str, Any] = {
+            "aten": torch.ops.aten,
+            "torch": torch,
+            "device": torch.device,
+            "ranks": collectives,
+            "attention": sharded_attention,
+            "GROUP": self.group.group_name,
+            "GROUPS": {},
+        }
+
+    def add(self, key: Any, built: Built) -> None:
+        number = len(self.built)
+        self.built[key] = built
+        self.serial[id(built)] = number
+        for choice in built.plan.chosen:
+            if choice.way == "hybrid":
+                self._groups(choice.ring_of)
+        for function in built.functions:
+            code = _compiled(function, number, self.scope)
+            self.tables.setdefault(function.module, {})[number, function.call] = code
+
+    def _groups(self, ring_of: int) -> None:
+        names = self.scope["GROUPS"]
+        if ("ring", ring_of) not in names:
+            shape = (ring_of, self.mesh.size() // ring_of)
+            sub = self.mesh._unflatten(0, shape, (f"ring{ring_of}", f"ulysses{ring_of}"))
+            names["ring", ring_of] = sub[f"ring{ring_of}"].get_group().group_name
+            names["ulysses", ring_of] = sub[f"ulysses{ring_of}"].get_group().group_name
+
+
+def _compiled(function: Function, number: int, scope: dict[str, Any]) -> Any:
+    name = f"<quire {function.module or 'root'} length {number} call {function.call}>"
+    linecache.cache[name] = (len(function.source), None, function.source.splitlines(True), name)
+    found: dict[str, Any] = {}
+    exec(compile(function.source, name, "exec"), scope, found)
+    return found["forward"]
+
+
+class _Part:
+    """Mixed into every submodule that the graph calls."""
+
+    def forward(self, *values: Any, quire_call: int = 0) -> Any:
+        runner: Runner = self._quire  # type: ignore[attr-defined]
+        table = runner.tables[self._quire_path]  # type: ignore[attr-defined]
+        return table[runner.current, quire_call](self, *values)
+
+
+class ShardedModule:
+    """Mixed into the root: takes the whole batch, or this rank's part of it."""
+
+    _quire: Runner
+
+    @property
+    def plan(self) -> ShardPlan:
+        """The plan of the length last run, or of the example."""
+        runner = self._quire
+        return list(runner.built.values())[runner.current].plan
+
+    def source(self, module: str = "") -> str:
+        """The generated Python of a submodule, for the length last run."""
+        runner = self._quire
+        built = list(runner.built.values())[runner.current]
+        return "\n".join(f.source for f in built.functions if f.module == module)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        runner = self._quire
+        built, values = _prepare(runner, args, kwargs)
+        runner.current = runner.serial[id(built)]
+        try:
+            results = runner.tables[""][runner.current, 0](self, *values)
+        except RuntimeError as error:
+            raise _explained(error, runner.group) from error
+        return pytree.tree_unflatten(list(results), built.program.out_spec)
+
+
+def shard_tree(
+    model: nn.Module, mesh: DeviceMesh, build: Build, args: tuple[Any, ...],
+    kwargs: Mapping[str, Any], *, reduce_gradients: bool = True,
+) -> nn.Module:
+    """`model`'s tree with sharded forwards, planned for the example `args` and `kwargs`."""
+    runner = Runner(model, mesh, build)
+    root = _copied(model, {}, runner, "")
+    runner.add(_key(model, args, kwargs), build(model, args, kwargs))
+    if reduce_gradients:
+        _Averager(root, runner.group)
+    return root
+
+
+def _copied(module: nn.Module, done: dict[int, nn.Module], runner: Runner, path: str) -> nn.Module:
+    if id(module) in done:
+        return done[id(module)]
+    new = done[id(module)] = copy.copy(module)
+    own = dict(module.__dict__)
+    for name in ("_parameters", "_buffers"):
+        own[name] = type(own[name])(own[name])
+    new.__dict__.update(own)
+    children = {
+        name: None if child is None else _copied(child, done, runner, f"{path}.{name}".strip("."))
+        for name, child in module._modules.items()
+    }
+    new.__dict__["_modules"] = type(module._modules)(children)
+    new.__dict__["_quire"], new.__dict__["_quire_path"] = runner, path
+    kind = type(module)
+    mixin = _Part if path else ShardedModule
+    if path and isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList):
+        return new
+    new.__class__ = type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
+    return new
+
+
+def _key(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    leaves, spec = pytree.tree_flatten((args, dict(sorted(kwargs.items()))))
+    shown = tuple(
+        (tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves
+    )
+    return shown, str(spec), model.training
+
+
+def _prepare(
+    runner: Runner, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Built, list[Tensor]]:
+    kwargs = {k: v for k, v in kwargs.items() if v is not None}
+    key = _key(runner.original, args, kwargs)
+    built = runner.built.get(key)
+    if built is None and (whole := _whole(runner, args, kwargs)) is not None:
+        args, kwargs = whole
+        key = _key(runner.original, args, kwargs)
+        built = runner.built.get(key)
+    if built is None:
+        built = runner.build(runner.original, args, kwargs)
+        runner.add(key, built)
+    spec = built.program.in_spec
+    names = _keywords(spec)
+    leaves = pytree.tree_leaves((args, {n: kwargs[n] for n in names if n in kwargs}))
+    found = dict(zip(built.program.paths, leaves, strict=True))
+    return built, [found[i.target] for i in built.program.users_inputs()]
+
+
+def _keywords(spec: pytree.TreeSpec) -> list[str]:
+    return list(pytree.tree_unflatten(list(range(spec.num_leaves)), spec)[1])
+
+
+def _whole(
+    runner: Runner, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], Mapping[str, Any]] | None:
+    """The batch brought together, if the tensors given are this rank's part of a known length."""
+    for built in runner.built.values():
+        program, plan = built.program, built.plan
+        given = dict(zip(program.paths, pytree.tree_leaves((args, kwargs)), strict=False))
+        sizes = {site.q_size for site in plan.sites} | {site.k_size for site in plan.sites}
+        places: dict[str, Placed | None] = {}
+        for item in program.users_inputs():
+            x = given.get(item.target)
+            if not isinstance(x, Tensor):
+                break
+            places[item.target] = _part_of(x, program.info(item.node).shape, plan, sizes)
+            if places[item.target] is None and tuple(x.shape) != program.info(item.node).shape:
+                break
+        else:
+            if not any(places.values()):
+                continue
+
+            def gathered(path: str, x: Any, places: Any = places, plan: Any = plan) -> Any:
+                at = places.get(path)
+                if at is None:
+                    return x
+                return collectives.gather_rows(
+                    x, at.dim, 1, at.size, plan.ranks, plan.order, runner.group.group_name
+                )
+
+            leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+            made = [gathered(p, x) for p, x in zip(program.paths, leaves, strict=True)]
+            return pytree.tree_unflatten(made, spec)
+    return None
+
+
+def _part_of(x: Tensor, shape: Any, plan: ShardPlan, sizes: set[int]) -> Placed | None:
+    if x.dim() != len(shape):
+        return None
+    other = [d for d, (a, b) in enumerate(zip(x.shape, shape, strict=True)) if a != b]
+    if len(other) != 1 or shape[other[0]] not in sizes:
+        return None
+    size = int(shape[other[0]])
+    return Placed(other[0], size) if x.shape[other[0]] == plan.layout(size).local else None
+
+
+class _Averager:
+    """After backward, averages the gradients over the ranks, in the order of the parameters."""
+
+    def __init__(self, root: nn.Module, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.order = {p: i for i, p in enumerate(root.parameters())}
+        self.ready: list[nn.Parameter] = []
+        for parameter in self.order:
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._note)
+
+    def _note(self, parameter: nn.Parameter) -> None:
+        if not self.ready:
+            engine: Any = torch.autograd.Variable._execution_engine
+            engine.queue_callback(self._finish)
+        self.ready.append(parameter)
+
+    def _finish(self) -> None:
+        ready, self.ready = sorted(self.ready, key=self.order.__getitem__), []
+        bucket: list[Tensor] = []
+        for parameter in ready:
+            grad = parameter.grad
+            assert grad is not None
+            if bucket and (grad.dtype != bucket[0].dtype or _size(bucket) >= BUCKET):
+                self._average(bucket)
+                bucket = []
+            bucket.append(grad)
+        if bucket:
+            self._average(bucket)
+
+    def _average(self, grads: list[Tensor]) -> None:
+        try:
+            flat = torch.cat([g.reshape(-1) for g in grads])
+            dist.all_reduce(flat, group=self.group)
+        except RuntimeError as error:
+            raise _explained(error, self.group) from error
+        flat /= self.group.size()
+        for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+
+def _size(tensors: list[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _explained(error: RuntimeError, group: dist.ProcessGroup) -> Exception:
+    """An error of a collective, said plainly; any other error as it is."""
+    text = str(error)
+    signs = ("closed by peer", "Connection reset", "Timed out", "timed out", "NCCL", "Broken pipe")
+    if isinstance(error, InputError) or not any(s in text for s in signs):
+        return error
+    rank = dist.get_rank(group)
+    return QuireError(
+        f"rank {rank} of {group.size()} lost its peers: {text.splitlines()[0]}",
+        where="a collective of the sharded model; see the traceback for the line",
+        allowed="all ranks running the same step",
+        fix="look at the log of the rank that ended first; restart all ranks from a checkpoint",
+    )
