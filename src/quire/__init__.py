@@ -3,6 +3,7 @@
 from quire.cost.machine import machine
 from quire.errors import BudgetError, CaptureError, InputError, MissingRuleError, QuireError
 from quire.pipeline import chunk, load, tradeoff
+from quire.sharding import shard
 
 __all__ = [
     "BudgetError",
@@ -13,5 +14,6 @@ __all__ = [
     "chunk",
     "load",
     "machine",
+    "shard",
     "tradeoff",
 ]

@@ -16,7 +16,7 @@ import attrs
 from quire.cost.collectives import Topology
 from quire.errors import BudgetError
 from quire.plan.shard_cost import candidates
-from quire.plan.shard_plan import Candidate, Site
+from quire.plan.shard_plan import Candidate, Site, Way
 
 
 @attrs.frozen
@@ -46,6 +46,7 @@ def choose(
     topology: Topology,
     *,
     room: int | None = None,
+    ways: Sequence[Way] | None = None,
     one_order: bool = True,
 ) -> Choice:
     """The fastest order and ways. `room` are bytes an attention may hold; with `one_order` false
@@ -59,6 +60,8 @@ def choose(
         for order in orders(ranks):
             if (like, order) not in table:
                 tried = candidates(like, ranks, order, topology)
+                if ways is not None:
+                    tried = tuple(_asked(c, ways) for c in tried)
                 if room is not None:
                     tried = tuple(_within(c, room) for c in tried)
                 table[like, order] = _best(site, tried), tried
@@ -103,6 +106,12 @@ def _cheapest(
             for o in orders(ranks)
         }
     return min(best.values())[1]
+
+
+def _asked(c: Candidate, ways: Sequence[Way]) -> Candidate:
+    if c.refused or c.way in ways or c.way == "rows":
+        return c
+    return attrs.evolve(c, refused="it was not asked for")
 
 
 def _within(c: Candidate, room: int) -> Candidate:

@@ -49,6 +49,7 @@ class Spreading:
 
     places: dict[fx.Node, Placed | None]
     steps: dict[fx.Node, Step]
+    wants: dict[fx.Node, Placed]
     notes: tuple[str, ...]
 
 
@@ -115,7 +116,7 @@ class Placer:
             step = self._step(op)
             self.steps[node] = step
             self.places[node] = step.out[0] if step.out else None
-        return Spreading(self.places, self.steps, tuple(self.notes))
+        return Spreading(self.places, self.steps, self.wants, tuple(self.notes))
 
     def _item(self, node: fx.Node) -> Placed | None:
         step = self.steps.get(node.args[0])  # type: ignore[arg-type]

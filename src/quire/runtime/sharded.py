@@ -53,6 +53,7 @@ class Runner:
         self.tables: dict[str, dict[tuple[int, int], Any]] = {}
         self.serial: dict[int, int] = {}
         self.current = 0
+        self.root: nn.Module = original
         self.scope: dict[str, Any] = {
             "aten": torch.ops.aten,
             "torch": torch,
@@ -67,6 +68,10 @@ class Runner:
         number = len(self.built)
         self.built[key] = built
         self.serial[id(built)] = number
+        for item in built.program.inputs:
+            if item.kind == "constant":
+                name = "quire_constant_" + item.target.replace(".", "_")
+                self.root.register_buffer(name, built.program.state[item.target], persistent=False)
         for choice in built.plan.chosen:
             if choice.way == "hybrid":
                 self._groups(choice.ring_of)
@@ -135,6 +140,7 @@ def shard_tree(
     """`model`'s tree with sharded forwards, planned for the example `args` and `kwargs`."""
     runner = Runner(model, mesh, build)
     root = _copied(model, {}, runner, "")
+    runner.root = root
     runner.add(_key(model, args, kwargs), build(model, args, kwargs))
     if reduce_gradients:
         _Averager(root, runner.group)

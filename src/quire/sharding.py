@@ -1,0 +1,145 @@
+"""`quire.shard`: capture → sites → order and ways → places → lines → module tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+import quire.flow.rules  # noqa: F401  (fills the table of rules)
+from quire.apply.shard import shard_lines
+from quire.apply.shard_code import functions
+from quire.capture.export import from_exported
+from quire.capture.program import Program
+from quire.capture.training import export_training
+from quire.cost.collectives import TOPOLOGIES, Topology
+from quire.errors import CaptureError, InputError, QuireError
+from quire.plan.shard import choose
+from quire.plan.shard_flow import Placer
+from quire.plan.shard_plan import ShardPlan, Way
+from quire.plan.shard_sites import find_sites
+from quire.runtime.sharded import Built, shard_tree
+
+
+def shard(
+    model: nn.Module,
+    example: Mapping[str, Any] | Sequence[Any],
+    *,
+    mesh: DeviceMesh,
+    links: str | Topology | None = None,
+    ways: Sequence[Way] | None = None,
+    outputs: str = "part",
+    reduce_gradients: bool = True,
+) -> nn.Module:
+    """`model` with its sequence spread over the one dim of `mesh`, forward and backward.
+
+    `example` is a batch at full length: keyword inputs, or a sequence of positional ones. The
+    result takes a whole batch or this rank's part of it; parameters are shared with `model`.
+    Losses are whole on every rank; other outputs hold this rank's rows (`outputs="part"`) or all
+    (`"whole"`). Parameter gradients are averaged over the mesh dim after backward, unless
+    `reduce_gradients` is False: then leave that to DDP or FSDP2 over data × sequence ranks.
+
+    `links` is a name of `quire.cost.collectives.TOPOLOGIES`; `ways` restricts the planner to some
+    of "ulysses", "ring", "gathered", "hybrid".
+
+    Raises CaptureError (the model cannot be captured, or has no attention to shard), InputError.
+    """
+    if mesh.ndim != 1:
+        raise InputError(
+            f"the mesh has {mesh.ndim} dims",
+            allowed="one dim, the sequence's",
+            fix='give the part of it: mesh["sp"]',
+        )
+    if outputs not in ("part", "whole"):
+        raise InputError(f"outputs={outputs!r}", allowed='"part" or "whole"')
+    args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
+    topology = topology_of(links, mesh.device_type)
+    ranks = mesh.size()
+
+    def build(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Built:
+        program = from_exported(export_training(model, args, kwargs))
+        plan = plan_shards(program, ranks, topology, ways=ways)
+        lines = shard_lines(program, plan, whole_outputs=outputs == "whole")
+        return Built(program, plan, lines, functions(lines, names_of(model, program)))
+
+    return shard_tree(model, mesh, build, args, kwargs, reduce_gradients=reduce_gradients)
+
+
+def plan_shards(
+    program: Program,
+    ranks: int,
+    topology: Topology,
+    *,
+    ways: Sequence[Way] | None = None,
+    room: int | None = None,
+) -> ShardPlan:
+    """The plan of a captured training step (or prefill) for `ranks` ranks."""
+    if program.symbols:
+        raise InputError("a program with free lengths", fix="capture it at one length")
+    sites = find_sites(program)
+    if not sites:
+        raise CaptureError(
+            "the model has no fused attention to shard",
+            allowed="models that call torch.nn.functional.scaled_dot_product_attention",
+            fix='for Hugging Face models: attn_implementation="sdpa"',
+        )
+    choice = choose(sites, ranks, topology, room=room, ways=ways)
+    spreading = Placer(program, sites, ranks, choice.orders[0]).run()
+    inputs = tuple(
+        (i.target, at)
+        for i in program.users_inputs()
+        if (at := spreading.wants.get(i.node)) is not None
+    )
+    return ShardPlan(
+        ranks=ranks,
+        order=choice.orders[0],
+        sites=sites,
+        chosen=choice.chosen,
+        candidates=choice.tried,
+        steps=tuple(spreading.steps.values()),
+        inputs=inputs,
+        outputs=tuple(
+            spreading.places.get(o) if isinstance(o, fx.Node) else None for o in program.outputs
+        ),
+        notes=spreading.notes,
+        links=topology.name,
+    )
+
+
+def topology_of(links: str | Topology | None, device: str) -> Topology:
+    if isinstance(links, Topology):
+        return links
+    if links is None:
+        name = torch.cuda.get_device_name().lower() if device == "cuda" else "cpu"
+        return next((t for k, t in TOPOLOGIES.items() if k in name), TOPOLOGIES["h100"])
+    if links.lower() not in TOPOLOGIES:
+        raise QuireError(
+            f"no preset {links!r} for links", allowed=", ".join(TOPOLOGIES), fix="name one of these"
+        )
+    return TOPOLOGIES[links.lower()]
+
+
+def names_of(model: nn.Module, program: Program) -> dict[str, list[str]]:
+    """All names of each parameter, buffer and constant of `program` in the module tree."""
+    by_tensor: dict[int, list[str]] = {}
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in named:
+        by_tensor.setdefault(id(tensor), []).append(name)
+    group = {name: names for names in by_tensor.values() for name in names}
+    return {
+        i.target: group.get(i.target, [constant_name(i.target)])
+        for i in program.inputs
+        if i.kind != "user"
+    }
+
+
+def constant_name(target: str) -> str:
+    """The root's buffer that holds a constant lifted out of the model's code."""
+    return "quire_constant_" + target.replace(".", "_")
+
