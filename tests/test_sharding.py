@@ -1,0 +1,137 @@
+"""`quire.shard` on 2 and 4 Gloo ranks against one process: loss and every parameter's gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import quire
+from quire.runtime.wire import Wire
+from tests.ranks import mesh
+from tests.shard_models import FAMILIES, build
+
+WAYS = ("ulysses", "ring", "gathered", "hybrid")
+
+
+def _sharded(
+    family: str, size: int, ranks: int, way: str | None, packed: bool = False,
+    dtype: torch.dtype = torch.float32, part: bool = False,
+) -> dict[str, Any]:
+    model, batch = build(family, size, dtype, packed)
+    ways = None if way is None else [way]
+    small = quire.shard(model, batch, mesh=mesh(ranks), ways=ways)
+    assert isinstance(small, type(model))
+    assert list(small.state_dict()) == list(model.state_dict())
+    if part:
+        here = mesh(ranks)
+        layout = small.plan.layout(size)
+        rows = torch.cat(
+            [torch.arange(start, start + n) for _, start, n in layout.runs(here.get_local_rank())]
+        )
+        batch = {k: v[:, rows] for k, v in batch.items()}
+    with Wire() as wire:
+        loss = small(**batch).loss
+        loss.backward()
+    grads = {n: p.grad.clone() for n, p in small.named_parameters() if p.grad is not None}
+    return {
+        "loss": loss.detach(),
+        "grads": grads,
+        "ways": [c.way for c in small.plan.chosen],
+        "calls": dict(wire.calls),
+        "notes": small.plan.notes,
+        "sent": wire.total,
+        "planned": sum(c.total_bytes for c in small.plan.chosen),
+    }
+
+
+def _alone(family: str, size: int, packed: bool = False) -> tuple[torch.Tensor, dict[str, Any]]:
+    model, batch = build(family, size, torch.float32, packed)
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def _check(answers: list[dict[str, Any]], loss: torch.Tensor, grads: dict[str, Any]) -> None:
+    for answer in answers:
+        assert abs(answer["loss"] - loss) <= 1e-5 * abs(loss)
+        assert answer["grads"].keys() == grads.keys()
+        largest = max(g.abs().max() for g in grads.values())
+        for name, grad in grads.items():
+            error = (answer["grads"][name] - grad).norm()
+            # A gradient that is zero but for rounding (a key's bias) is measured by the others.
+            assert error <= 1e-5 * grad.norm() + 1e-7 * largest, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", WAYS)
+def test_equal_to_one_process(ranks: Any, family: str, way: str) -> None:
+    """Every family and way on 4 ranks, at a length that is prime and not divisible by them."""
+    answers = ranks.run(_sharded, family=family, size=37, ranks=4, way=way)
+    assert all(a["ways"] == [way] * len(a["ways"]) for a in answers)
+    assert not any(a["notes"] for a in answers), answers[0]["notes"]
+    _check(answers, *_alone(family, 37))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_ranks_by_the_planners_choice(ranks: Any, family: str) -> None:
+    answers = ranks.run(_sharded, family=family, size=32, ranks=2, way=None)
+    _check(answers, *_alone(family, 32))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_packed_documents(ranks: Any, way: str) -> None:
+    answers = ranks.run(_sharded, family="llama", size=37, ranks=4, way=way, packed=True)
+    _check(answers, *_alone("llama", 37, packed=True))
+
+
+@pytest.mark.parametrize("way", ["ulysses", "ring"])
+def test_bf16(ranks: Any, way: str) -> None:
+    """Within the rounding of bf16 at the model's depth, against the fp32 model."""
+    loss, grads = _alone("llama", 32)
+    eps = torch.finfo(torch.bfloat16).eps
+    for answer in ranks.run(
+        _sharded, family="llama", size=32, ranks=4, way=way, dtype=torch.bfloat16
+    ):
+        assert abs(answer["loss"].float() - loss) <= 4 * eps * abs(loss)
+        total = sum((answer["grads"][n].float() - g).square().sum() for n, g in grads.items())
+        whole = sum(g.square().sum() for g in grads.values())
+        # Two layers of some ten rounded ops each, forward and back: errors add as their root.
+        assert total.sqrt() <= 2 * (40**0.5) * eps * whole.sqrt()
+
+
+def test_this_ranks_part_does_as_well_as_the_whole_batch(ranks: Any) -> None:
+    answers = ranks.run(_sharded, family="llama", size=32, ranks=4, way="ulysses", part=True)
+    _check(answers, *_alone("llama", 32))
+
+
+def test_nothing_is_sent_but_attention_loss_and_gradients(ranks: Any) -> None:
+    """Bytes at the collectives are the plan's, and the loss's two numbers each way."""
+    for answer in ranks.run(_sharded, family="llama", size=32, ranks=4, way="ulysses"):
+        assert set(answer["calls"]) == {"all_to_all_single", "all_reduce"}
+        # Two layers, there and back, forward and backward; the loss forward and backward.
+        assert answer["calls"]["all_to_all_single"] == 8
+        assert answer["calls"]["all_reduce"] == 2
+        assert answer["sent"] == answer["planned"] + 2 * (2 * 8 * 3 // 4)
+
+
+def _steps(ranks: int) -> list[float]:
+    model, batch = build("llama", 37)
+    small = model if ranks == 1 else quire.shard(model, batch, mesh=mesh(ranks))
+    optimizer = torch.optim.AdamW(small.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = small(**batch).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_twenty_steps_follow_the_same_curve(ranks: Any) -> None:
+    alone = _steps(1)
+    assert alone[-1] < 0.6 * alone[0]
+    for losses in ranks.run(_steps, ranks=4):
+        assert losses == pytest.approx(alone, rel=1e-4)
