@@ -66,12 +66,12 @@ def test_equal_to_trying_every_assignment(seed: int, one_order: bool) -> None:
 def test_three_regimes() -> None:
     """Few bytes decide on slow links, evenness on fast ones, the two levels across nodes."""
     fast = Topology("one node", 8, NVLINK4, NVLINK4, 4e14, 8e10)
-    assert choose([site(kv=32, q_size=65536, k_size=65536)], 8, fast).chosen[0].way == "ulysses"
+    assert choose([site(kv=32)], 8, fast).chosen[0].way == "ulysses"
     slow = Topology("two machines", 1, ETHERNET, ETHERNET, 1e13, 8e10)
     few = site(kv=1, heads=32, q_size=1 << 17, k_size=1 << 17)
     assert choose([few], 2, slow).chosen[0].way == "ring"
     nodes = TOPOLOGIES["h100"]
-    long = site(heads=32, kv=8, q_size=1 << 20, k_size=1 << 20)
+    long = site(heads=32, kv=8, q_size=1 << 17, k_size=1 << 17)
     assert choose([long], 64, nodes).chosen[0].way == "hybrid"
 
 

@@ -196,7 +196,13 @@ class Placer:
         fixed = self._fixed(op, held)
         options += [fixed] if fixed is not None else []
         options.append(self._whole(op, held))
-        return min(options, key=lambda s: s.sent)
+        best = min(options, key=lambda s: s.sent)
+        if best is options[-1]:
+            self.notes.append(
+                f"{name} ({op.target}) runs whole on every rank: no axis of it splits there; "
+                f"{op.where.module}"
+            )
+        return best
 
     def _units(self, axis: Axis, held: Sequence[Placed | None]) -> list[Unit]:
         found: list[Unit] = []
@@ -310,10 +316,6 @@ class Placer:
     def _whole(self, op: Op, held: Sequence[Placed | None]) -> Step:
         gathers = [(o.index, p) for o, p in zip(op.operands, held, strict=True) if p is not None]
         sent = sum(_bytes(op.operands[i].info, p, self) for i, p in gathers) * (self.ranks - 1)
-        self.notes.append(
-            f"{op.node.name} ({op.target}) runs whole on every rank: no axis of it splits there; "
-            f"{op.where.module}"
-        )
         return Step(
             op.node.name, "whole", tuple(None for _ in op.outputs), (), tuple(gathers), (), (), sent
         )

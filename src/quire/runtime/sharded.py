@@ -8,6 +8,7 @@ shared with the model given.
 from __future__ import annotations
 
 import copy
+import functools
 import linecache
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,6 +41,8 @@ class Built:
     functions: tuple[Function, ...]
 
 
+_hybrids: dict[tuple[str, int], tuple[str, str]] = {}
+
 Build = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Built]
 
 
@@ -64,6 +67,20 @@ class Runner:
             "GROUPS": {},
         }
 
+    def compile(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Built:
+        """Capture and plan for one call's shapes, in the mode (training or not) of the root."""
+        mode = self.original.training
+        self.original.train(self.root.training)
+        try:
+            built = self.build(self.original, args, kwargs)
+        finally:
+            self.original.train(mode)
+        self.add(self.key(args, kwargs), built)
+        return built
+
+    def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return _key(self.root, args, kwargs)
+
     def add(self, key: Any, built: Built) -> None:
         number = len(self.built)
         self.built[key] = built
@@ -80,12 +97,17 @@ class Runner:
             self.tables.setdefault(function.module, {})[number, function.call] = code
 
     def _groups(self, ring_of: int) -> None:
-        names = self.scope["GROUPS"]
-        if ("ring", ring_of) not in names:
+        """The groups of a hybrid, made once for a mesh: making one is a collective itself."""
+        key = (self.group.group_name, ring_of)
+        if key not in _hybrids:
             shape = (ring_of, self.mesh.size() // ring_of)
-            sub = self.mesh._unflatten(0, shape, (f"ring{ring_of}", f"ulysses{ring_of}"))
-            names["ring", ring_of] = sub[f"ring{ring_of}"].get_group().group_name
-            names["ulysses", ring_of] = sub[f"ulysses{ring_of}"].get_group().group_name
+            sub = self.mesh._unflatten(0, shape, ("ring", "ulysses"))
+            _hybrids[key] = (
+                sub["ring"].get_group().group_name,
+                sub["ulysses"].get_group().group_name,
+            )
+        names = self.scope["GROUPS"]
+        names["ring", ring_of], names["ulysses", ring_of] = _hybrids[key]
 
 
 def _compiled(function: Function, number: int, scope: dict[str, Any]) -> Any:
@@ -141,7 +163,7 @@ def shard_tree(
     runner = Runner(model, mesh, build)
     root = _copied(model, {}, runner, "")
     runner.root = root
-    runner.add(_key(model, args, kwargs), build(model, args, kwargs))
+    runner.compile(args, _given(kwargs))
     if reduce_gradients:
         _Averager(root, runner.group)
     return root
@@ -165,8 +187,21 @@ def _copied(module: nn.Module, done: dict[int, nn.Module], runner: Runner, path:
     mixin = _Part if path else ShardedModule
     if path and isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList):
         return new
-    new.__class__ = type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
+    body: dict[str, Any] = {"__module__": kind.__module__}
+    if not path:
+        body["forward"] = _signed(kind)
+    new.__class__ = type(kind.__name__, (mixin, kind), body)
     return new
+
+
+def _signed(kind: type[nn.Module]) -> Any:
+    """The root's forward under the signature of the user's: trainers read it."""
+
+    @functools.wraps(kind.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return ShardedModule.forward(self, *args, **kwargs)
+
+    return forward
 
 
 def _key(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -180,21 +215,22 @@ def _key(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
 def _prepare(
     runner: Runner, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Built, list[Tensor]]:
-    kwargs = {k: v for k, v in kwargs.items() if v is not None}
-    key = _key(runner.original, args, kwargs)
-    built = runner.built.get(key)
+    kwargs = _given(kwargs)
+    built = runner.built.get(runner.key(args, kwargs))
     if built is None and (whole := _whole(runner, args, kwargs)) is not None:
         args, kwargs = whole
-        key = _key(runner.original, args, kwargs)
-        built = runner.built.get(key)
+        built = runner.built.get(runner.key(args, kwargs))
     if built is None:
-        built = runner.build(runner.original, args, kwargs)
-        runner.add(key, built)
+        built = runner.compile(args, kwargs)
     spec = built.program.in_spec
     names = _keywords(spec)
     leaves = pytree.tree_leaves((args, {n: kwargs[n] for n in names if n in kwargs}))
     found = dict(zip(built.program.paths, leaves, strict=True))
     return built, [found[i.target] for i in built.program.users_inputs()]
+
+
+def _given(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in kwargs.items() if v is not None}
 
 
 def _keywords(spec: pytree.TreeSpec) -> list[str]:
@@ -207,6 +243,10 @@ def _whole(
     """The batch brought together, if the tensors given are this rank's part of a known length."""
     for built in runner.built.values():
         program, plan = built.program, built.plan
+        names = _keywords(program.in_spec)
+        if set(names) != set(kwargs):
+            continue
+        kwargs = {n: kwargs[n] for n in names}
         given = dict(zip(program.paths, pytree.tree_leaves((args, kwargs)), strict=False))
         sizes = {site.q_size for site in plan.sites} | {site.k_size for site in plan.sites}
         places: dict[str, Placed | None] = {}
