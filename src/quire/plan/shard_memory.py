@@ -1,0 +1,256 @@
+"""Bytes of a device in a training step, and what is recomputed or offloaded to keep a budget.
+
+A *region* is the largest module that holds one attention and no other: a layer. What autograd
+keeps of it for backward is read from the graph: operands of products and of nonlinear ops, once
+each; what only moves, adds or sums is not kept. A region may keep all that, keep only what it
+reads from outside and compute again, or send what it keeps to the host and fetch it back.
+
+Equal regions are one, so that trying every number of each kind is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import attrs
+from torch import fx
+
+from quire.capture.program import Program
+from quire.cost.collectives import Topology
+from quire.errors import BudgetError
+from quire.flow.registry import flow_of
+from quire.plan.shard_plan import Placed, Site
+
+Keep = Literal["keep", "recompute", "offload"]
+
+HOST_BANDWIDTH = 25e9
+"""Bytes/s between device and host, one direction (PCIe 4 ×16, pinned)."""
+
+STATE_BYTES = 16
+"""Per parameter: half-precision weight and gradient, fp32 weight and two moments of Adam."""
+
+
+@attrs.frozen
+class Region:
+    """Bytes kept for backward and at its border, seconds of its forward."""
+
+    module: str
+    kept: int
+    border: int
+    seconds: float
+
+
+@attrs.frozen
+class Memory:
+    """Predicted bytes of one device at the peak of a step."""
+
+    budget: int | None
+    states: int
+    outside: int
+    regions: tuple[tuple[Region, Keep], ...]
+    working: int
+    extra_seconds: float
+
+    @property
+    def peak(self) -> int:
+        kept = sum(r.kept if how == "keep" else r.border for r, how in self.regions if how != "offload")
+        return self.states + self.outside + self.working + kept
+
+    def how(self, module: str) -> Keep:
+        return next((how for region, how in self.regions if region.module == module), "keep")
+
+    def explain(self) -> str:
+        counts: dict[str, int] = {}
+        for _, how in self.regions:
+            counts[how] = counts.get(how, 0) + 1
+        shown = ", ".join(f"{n} {how}" for how, n in sorted(counts.items())) or "none"
+        budget = "none" if self.budget is None else f"{self.budget / 2**30:.2f} GiB"
+        return (
+            f"memory (predicted): peak {self.peak / 2**30:.2f} GiB, budget {budget}; states "
+            f"{self.states / 2**30:.2f}, outside layers {self.outside / 2**30:.2f}, working "
+            f"{self.working / 2**30:.2f} GiB; layers: {shown}; {self.extra_seconds:.3f} s extra"
+        )
+
+
+def regions_of(sites: tuple[Site, ...], paths: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Site node → module of its region; `paths` gives each site's modules, outermost first."""
+    count: dict[str, int] = {}
+    for site in sites:
+        for path in dict.fromkeys(paths[site.node]):
+            count[path] = count.get(path, 0) + 1
+    return {
+        site.node: next((p for p in paths[site.node] if count[p] == 1), "") for site in sites
+    }
+
+
+def plan_memory(
+    program: Program,
+    sites: tuple[Site, ...],
+    places: Mapping[fx.Node, Placed | None],
+    rows: Callable[[int], int],
+    topology: Topology,
+    *,
+    ranks: int,
+    budget: int | None,
+    held: int,
+) -> Memory:
+    """The choice with the least extra time that keeps `budget` (None: keep everything).
+
+    `rows` gives a rank's rows of a sequence; `held` are the bytes the largest attention holds.
+    Parameters and their states are counted as spread over all ranks (FSDP).
+
+    Raises BudgetError naming what binds if nothing fits.
+    """
+    paths = {
+        n.name: tuple(p for p, _ in n.meta.get("nn_module_stack", {}).values() if p)
+        for n in program.graph.nodes
+    }
+    home = set(regions_of(sites, paths).values()) - {""}
+    inside: dict[fx.Node, str] = {
+        n: next((p for p in paths[n.name] if p in home), "") for n in program.graph.nodes
+    }
+    nbytes = {n: _bytes(program, n, places, rows) for n in program.infos}
+    kept: dict[str, int] = {}
+    border: dict[str, int] = {}
+    flops: dict[str, float] = {}
+    largest: dict[str, int] = {}
+    for node in program.infos:
+        if node.op == "placeholder":
+            continue
+        where = inside[node]
+        largest[where] = max(largest.get(where, 0), nbytes[node])
+        readers = [program.ops[u] for u in node.users if u in program.ops]
+        if any(_keeps(op) for op in readers):
+            base = _base(program, node)
+            if base is node or not any(_keeps_node(program, u) for u in base.users):
+                kept[where] = kept.get(where, 0) + nbytes[node]
+        if any(inside[u] not in ("", where) for u in node.users):
+            for other in {inside[u] for u in node.users} - {"", where}:
+                border[other] = border.get(other, 0) + nbytes[node]
+    for node, op in program.ops.items():
+        where = inside[node]
+        share = _share(program, node, places, rows)
+        flops[where] = flops.get(where, 0.0) + float(flow_of(op).flops) * share
+    parameters = sum(
+        math.prod(int(s) for s in program.info(i.node).shape)
+        for i in program.inputs
+        if i.kind == "parameter"
+    )
+    regions = tuple(
+        Region(m, kept.get(m, 0), border.get(m, 0), flops.get(m, 0.0) / topology.flops)
+        for m in sorted(home)
+    )
+    working = held + 3 * max(largest.values(), default=0)
+    states = STATE_BYTES * parameters // ranks + 2 * 2 * parameters // max(len(regions), 1)
+    return choose_memory(regions, states, kept.get("", 0), working, budget)
+
+
+def choose_memory(
+    regions: tuple[Region, ...], states: int, outside: int, working: int, budget: int | None
+) -> Memory:
+    """Least extra seconds within `budget`: how many of each kind of region recompute or offload."""
+    groups: dict[tuple[int, int, float], list[Region]] = {}
+    for region in regions:
+        groups.setdefault((region.kept, region.border, region.seconds), []).append(region)
+    best: list[tuple[float, int, tuple[tuple[Region, Keep], ...]]] = [(0.0, 0, ())]
+    for members in groups.values():
+        one = members[0]
+        copy = max(0.0, one.kept / HOST_BANDWIDTH - one.seconds)
+        step: list[tuple[float, int, tuple[tuple[Region, Keep], ...]]] = []
+        for again in range(len(members) + 1):
+            for sent in range(len(members) + 1 - again):
+                hows: list[Keep] = ["recompute"] * again + ["offload"] * sent
+                hows += ["keep"] * (len(members) - again - sent)
+                seconds = again * one.seconds + sent * 3.5 * copy
+                size = again * one.border + (len(members) - again - sent) * one.kept
+                step.append((seconds, size, tuple(zip(members, hows, strict=True))))
+        best = _frontier(
+            [(a + s, b + n, (*x, *y)) for a, b, x in best for s, n, y in _frontier(step)]
+        )
+    fixed = states + outside + working
+    able = [row for row in best if budget is None or fixed + row[1] <= budget]
+    if not able:
+        low = min(best, key=lambda row: row[1])
+        least = Memory(budget, states, outside, low[2], working, low[0])
+        raise BudgetError(
+            f"no plan fits {budget} bytes a device; the best needs {least.peak} bytes",
+            best=None,
+            binding=(
+                f"parameters, gradients and optimiser: {states} bytes",
+                f"outside layers (embedding, head, loss): {outside} bytes",
+                f"largest working set: {working} bytes",
+            ),
+            fix="more devices, more memory, or a shorter sequence",
+        )
+    seconds, _, hows = min(able, key=lambda row: (row[0], row[1]))
+    return Memory(budget, states, outside, hows, working, seconds)
+
+
+def _frontier(
+    rows: list[tuple[float, int, tuple[tuple[Region, Keep], ...]]],
+) -> list[tuple[float, int, tuple[tuple[Region, Keep], ...]]]:
+    """Those that no other beats in both seconds and bytes."""
+    found: list[tuple[float, int, tuple[tuple[Region, Keep], ...]]] = []
+    for row in sorted(rows, key=lambda r: r[:2]):
+        if not found or row[1] < found[-1][1]:
+            found.append(row)
+    return found
+
+
+def _keeps(op: object) -> bool:
+    """Whether an op's gradient reads its operands: it multiplies two tensors, or is no linear map
+    of one."""
+    flow = flow_of(op)  # type: ignore[arg-type]
+    if getattr(op, "is_view", False) or not flow.axes:
+        return False
+    name = op.target._schema.name.removeprefix("aten::")  # type: ignore[attr-defined]
+    return name not in _LINEAR
+
+
+_LINEAR = {
+    "add", "sub", "neg", "cat", "clone", "_to_copy", "sum", "mean", "slice", "stack", "expand",
+    "constant_pad_nd", "pad", "contiguous", "to", "full_like", "zeros_like", "embedding", "arange",
+}
+"""Ops that are linear in each operand by itself: nothing of theirs is kept."""
+
+
+def _keeps_node(program: Program, node: fx.Node) -> bool:
+    op = program.ops.get(node)
+    return op is not None and _keeps(op)
+
+
+def _base(program: Program, node: fx.Node) -> fx.Node:
+    """The tensor whose memory `node` is a view of."""
+    while (op := program.ops.get(node)) is not None and op.is_view and op.operands:
+        node = op.operands[0].node
+    return node
+
+
+def _bytes(
+    program: Program,
+    node: fx.Node,
+    places: Mapping[fx.Node, Placed | None],
+    rows: Callable[[int], int],
+) -> int:
+    info, placed = program.info(node), places.get(node)
+    whole = math.prod(int(s) for s in info.shape) * info.dtype.itemsize
+    if placed is None or not placed.size:
+        return whole
+    return whole // placed.size * rows(placed.size)
+
+
+def _share(
+    program: Program,
+    node: fx.Node,
+    places: Mapping[fx.Node, Placed | None],
+    rows: Callable[[int], int],
+) -> float:
+    """A rank's part of an op's work."""
+    placed = places.get(node)
+    if placed is None or not placed.size:
+        return 1.0
+    return rows(placed.size) / placed.size
+
+
