@@ -1,4 +1,4 @@
-"""The command line: `quire chunk`, `quire tradeoff`, `quire machine`."""
+"""The command line: `quire chunk`, `quire tradeoff`, `quire shard`, `quire machine`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import quire
+from quire import cli_shard
 from quire.capture.options import Options
 from quire.capture.target import Target, load_target
 from quire.errors import BudgetError, QuireError
@@ -224,6 +225,9 @@ def machine() -> None:
     for field in attrs.fields(type(measured)):
         table.add_row(field.name.replace("_", " "), str(getattr(measured, field.name)))
     out.print(table)
+
+
+app.command()(reported(cli_shard.shard))
 
 
 @app.command("measured-peak", hidden=True)

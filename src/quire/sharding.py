@@ -12,13 +12,16 @@ from torch.distributed.device_mesh import DeviceMesh
 import quire.flow.rules  # noqa: F401  (fills the table of rules)
 from quire.apply.shard import shard_lines
 from quire.apply.shard_code import functions
+from quire.budget import Memory, parse_budget
 from quire.capture.export import from_exported
 from quire.capture.program import Program
 from quire.capture.training import export_training
 from quire.cost.collectives import TOPOLOGIES, Topology
 from quire.errors import CaptureError, InputError, QuireError
+from quire.plan.layout import Layout
 from quire.plan.shard import choose
 from quire.plan.shard_flow import Placer
+from quire.plan.shard_memory import plan_memory
 from quire.plan.shard_plan import ShardPlan, Way
 from quire.plan.shard_sites import find_sites
 from quire.runtime.sharded import Built, shard_tree
@@ -29,6 +32,7 @@ def shard(
     example: Mapping[str, Any] | Sequence[Any],
     *,
     mesh: DeviceMesh,
+    memory: Memory = None,
     links: str | Topology | None = None,
     ways: Sequence[Way] | None = None,
     outputs: str = "part",
@@ -41,6 +45,9 @@ def shard(
     Losses are whole on every rank; other outputs hold this rank's rows (`outputs="part"`) or all
     (`"whole"`). Parameter gradients are averaged over the mesh dim after backward, unless
     `reduce_gradients` is False: then leave that to DDP or FSDP2 over data × sequence ranks.
+
+    `memory` is a budget per device for a training step ("70GiB", bytes); layers are recomputed
+    or offloaded where it asks for that.
 
     `links` is a name of `quire.cost.collectives.TOPOLOGIES`; `ways` restricts the planner to some
     of "ulysses", "ring", "gathered", "hybrid".
@@ -58,10 +65,11 @@ def shard(
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
     topology = topology_of(links, mesh.device_type)
     ranks = mesh.size()
+    budget = device_budget(memory)
 
     def build(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Built:
         program = from_exported(export_training(model, args, kwargs))
-        plan = plan_shards(program, ranks, topology, ways=ways)
+        plan = plan_shards(program, ranks, topology, ways=ways, budget=budget)
         lines = shard_lines(program, plan, whole_outputs=outputs == "whole")
         return Built(program, plan, lines, functions(lines, names_of(model, program)))
 
@@ -74,9 +82,13 @@ def plan_shards(
     topology: Topology,
     *,
     ways: Sequence[Way] | None = None,
-    room: int | None = None,
+    budget: int | None = None,
 ) -> ShardPlan:
-    """The plan of a captured training step (or prefill) for `ranks` ranks."""
+    """The plan of a captured training step (or prefill) for `ranks` ranks; `budget` in bytes of
+    a device.
+
+    Raises BudgetError if nothing fits.
+    """
     if program.symbols:
         raise InputError("a program with free lengths", fix="capture it at one length")
     sites = find_sites(program)
@@ -86,8 +98,19 @@ def plan_shards(
             allowed="models that call torch.nn.functional.scaled_dot_product_attention",
             fix='for Hugging Face models: attn_implementation="sdpa"',
         )
-    choice = choose(sites, ranks, topology, room=room, ways=ways)
+    choice = choose(sites, ranks, topology, room=budget, ways=ways)
     spreading = Placer(program, sites, ranks, choice.orders[0]).run()
+    held = max((c.held for c in choice.chosen), default=0)
+    memory = plan_memory(
+        program,
+        sites,
+        spreading.places,
+        lambda size: Layout(size, ranks, choice.orders[0]).local,
+        topology,
+        ranks=ranks,
+        budget=budget,
+        held=held,
+    )
     inputs = tuple(
         (i.target, at)
         for i in program.users_inputs()
@@ -105,8 +128,19 @@ def plan_shards(
             spreading.places.get(o) if isinstance(o, fx.Node) else None for o in program.outputs
         ),
         notes=spreading.notes,
+        memory=memory,
         links=topology.name,
     )
+
+
+def device_budget(memory: Memory) -> int | None:
+    """A budget per device in bytes. Raises QuireError for what is none."""
+    if isinstance(memory, float) or memory == "min":
+        raise QuireError(
+            f"memory={memory!r} for devices", allowed='bytes, or a text such as "70GiB"'
+        )
+    found = parse_budget(memory, 0)
+    return None if found is None else int(found)
 
 
 def topology_of(links: str | Topology | None, device: str) -> Topology:

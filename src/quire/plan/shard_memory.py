@@ -116,6 +116,7 @@ def plan_memory(
     border: dict[str, int] = {}
     flops: dict[str, float] = {}
     largest: dict[str, int] = {}
+    counted: set[fx.Node] = set()
     for node in program.infos:
         if node.op == "placeholder":
             continue
@@ -124,7 +125,8 @@ def plan_memory(
         readers = [program.ops[u] for u in node.users if u in program.ops]
         if any(_keeps(op) for op in readers):
             base = _base(program, node)
-            if base is node or not any(_keeps_node(program, u) for u in base.users):
+            if base not in counted and base.op != "placeholder":
+                counted.add(base)
                 kept[where] = kept.get(where, 0) + nbytes[node]
         if any(inside[u] not in ("", where) for u in node.users):
             for other in {inside[u] for u in node.users} - {"", where}:
@@ -214,11 +216,6 @@ _LINEAR = {
     "constant_pad_nd", "pad", "contiguous", "to", "full_like", "zeros_like", "embedding", "arange",
 }
 """Ops that are linear in each operand by itself: nothing of theirs is kept."""
-
-
-def _keeps_node(program: Program, node: fx.Node) -> bool:
-    op = program.ops.get(node)
-    return op is not None and _keeps(op)
 
 
 def _base(program: Program, node: fx.Node) -> fx.Node:

@@ -18,7 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.autograd.graph import save_on_cpu
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 from quire.apply.shard import Lines
 from quire.apply.shard_code import Function
@@ -55,6 +57,7 @@ class Runner:
         self.built: dict[Any, Built] = {}
         self.tables: dict[str, dict[tuple[int, int], Any]] = {}
         self.serial: dict[int, int] = {}
+        self.keeps: list[dict[str, str]] = []
         self.current = 0
         self.root: nn.Module = original
         self.scope: dict[str, Any] = {
@@ -85,6 +88,8 @@ class Runner:
         number = len(self.built)
         self.built[key] = built
         self.serial[id(built)] = number
+        regions = built.plan.memory.regions if built.plan.memory is not None else ()
+        self.keeps.append({region.module: how for region, how in regions})
         for item in built.program.inputs:
             if item.kind == "constant":
                 name = "quire_constant_" + item.target.replace(".", "_")
@@ -123,8 +128,15 @@ class _Part:
 
     def forward(self, *values: Any, quire_call: int = 0) -> Any:
         runner: Runner = self._quire  # type: ignore[attr-defined]
-        table = runner.tables[self._quire_path]  # type: ignore[attr-defined]
-        return table[runner.current, quire_call](self, *values)
+        path: str = self._quire_path  # type: ignore[attr-defined]
+        function = runner.tables[path][runner.current, quire_call]
+        how = runner.keeps[runner.current].get(path, "keep")
+        if how == "recompute" and torch.is_grad_enabled():
+            return checkpoint(function, self, *values, use_reentrant=False)
+        if how == "offload" and torch.is_grad_enabled():
+            with save_on_cpu(pin_memory=runner.mesh.device_type == "cuda"):
+                return function(self, *values)
+        return function(self, *values)
 
 
 class ShardedModule:
