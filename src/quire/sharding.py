@@ -64,16 +64,22 @@ def shard(
         raise InputError(f"outputs={outputs!r}", allowed='"part" or "whole"')
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
     topology = topology_of(links, mesh.device_type)
-    ranks = mesh.size()
     budget = device_budget(memory)
 
     def build(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Built:
         program = from_exported(export_training(model, args, kwargs))
-        plan = plan_shards(program, ranks, topology, ways=ways, budget=budget)
-        lines = shard_lines(program, plan, whole_outputs=outputs == "whole")
-        return Built(program, plan, lines, functions(lines, names_of(model, program)))
+        plan = plan_shards(program, mesh.size(), topology, ways=ways, budget=budget)
+        return built(model, program, plan, whole_outputs=outputs == "whole")
 
     return shard_tree(model, mesh, build, args, kwargs, reduce_gradients=reduce_gradients)
+
+
+def built(
+    model: nn.Module, program: Program, plan: ShardPlan, *, whole_outputs: bool = False
+) -> Built:
+    """The functions of every submodule for one captured program and its plan."""
+    lines = shard_lines(program, plan, whole_outputs=whole_outputs)
+    return Built(program, plan, lines, functions(lines, names_of(model, program)))
 
 
 def plan_shards(
