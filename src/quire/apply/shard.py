@@ -70,7 +70,7 @@ class _Writer:
 
     def run(self, whole_outputs: bool) -> Lines:
         for node in self.program.graph.nodes:
-            if node.op == "call_function":
+            if node.name in self.steps or node.target is operator.getitem:
                 self.stack = stack_of(node)
                 self._node(node)
         self.stack = ()

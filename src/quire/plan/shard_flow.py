@@ -102,9 +102,10 @@ class Placer:
         return Layout(size, self.ranks, self.ring)
 
     def run(self) -> Spreading:
+        self.alive = self._alive()
         self.wants = self._wanted()
         for node in self.program.graph.nodes:
-            if node.op == "output":
+            if node not in self.alive:
                 continue
             if node.target is operator.getitem:
                 self.places[node] = self._item(node)
@@ -125,6 +126,22 @@ class Placer:
             return None
         return step.out[index]
 
+    def _alive(self) -> set[fx.Node]:
+        """What the outputs need, once attentions read no mask and no repeated keys."""
+        stack = [o for o in self.program.outputs if isinstance(o, fx.Node)]
+        found: set[fx.Node] = {i.node for i in self.program.inputs}
+        while stack:
+            node = stack.pop()
+            if node in found:
+                continue
+            found.add(node)
+            site = self.sites.get(node.name)
+            if site is None or site.plain:
+                stack += node.all_input_nodes
+            else:
+                stack += [self.by_name[n] for n in (site.q, site.k, site.v, *site.leaves)]
+        return found
+
     # Backward: what could be spread.
 
     def _wanted(self) -> dict[fx.Node, Placed]:
@@ -136,14 +153,15 @@ class Placer:
 
         for node in reversed(list(self.program.graph.nodes)):
             op = self.program.ops.get(node)
-            if (site := self.sites.get(node.name)) is not None and op is not None:
+            site = self.sites.get(node.name)
+            if site is not None and op is not None and node in self.alive:
                 want(node, Placed(op.out.ndim - 2, site.q_size))
                 for name, size in ((site.q, site.q_size), (site.k, site.k_size), (site.v, site.k_size)):
                     at = self.by_name[name]
                     want(at, Placed(self.program.info(at).ndim - 2, size))
                 if not site.plain:
                     continue
-            if op is None or node not in wants:
+            if op is None or node not in wants or node not in self.alive:
                 continue
             found = self._axis_for(op, wants[node])
             if found is not None:
@@ -180,7 +198,8 @@ class Placer:
                 fix="keep this part of the model whole, or route without sorting",
             )
         if not any(held):
-            wanted = self.wants.get(op.node)
+            # Integers (positions, ids) are small: whole, and cut where they are used.
+            wanted = self.wants.get(op.node) if op.out.dtype.is_floating_point else None
             found = self._axis_for(op, wanted) if wanted is not None else None
             if found is None:
                 return Step(name, "whole", tuple(None for _ in op.outputs))
