@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers as hf
 from torch import nn
 
 WORDS, WIDTH, SEED = 97, 32, 0
@@ -15,8 +16,6 @@ def build(
     family: str, size: int, dtype: torch.dtype = torch.float32, packed: bool = False
 ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """A model in training mode and a batch of two with labels, some of them ignored."""
-    import transformers as hf
-
     torch.manual_seed(SEED)
     ids = torch.randint(WORDS, (2, size))
     labels = ids.clone()
@@ -54,7 +53,10 @@ def build(
         shape = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2}
         shape |= {"num_attention_heads": 4, "image_size": 32, "patch_size": 8, "num_labels": 5}
         model = hf.ViTForImageClassification(hf.ViTConfig(**shape, **still))
-        batch = {"pixel_values": torch.randn(2, 3, 32, 32).to(dtype), "labels": torch.tensor([1, 3])}
+        batch = {
+            "pixel_values": torch.randn(2, 3, 32, 32).to(dtype),
+            "labels": torch.tensor([1, 3]),
+        }
     if packed:
         first = size // 3
         places = torch.cat([torch.arange(first), torch.arange(size - first)])

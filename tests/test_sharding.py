@@ -34,14 +34,21 @@ def _shard(
             _programs[key] = from_exported(export_training(model, args, kwargs))
         program = _programs[key]
         ways: Any = None if way is None else [way]
-        return built(model, program, plan_shards(program, ranks, topology_of(None, "cpu"), ways=ways))
+        return built(
+            model, program, plan_shards(program, ranks, topology_of(None, "cpu"), ways=ways)
+        )
 
     return shard_tree(model, mesh(ranks), make, (), batch)
 
 
 def _sharded(
-    family: str, size: int, ranks: int, way: str | None, packed: bool = False,
-    dtype: torch.dtype = torch.float32, part: bool = False,
+    family: str,
+    size: int,
+    ranks: int,
+    way: str | None,
+    packed: bool = False,
+    dtype: torch.dtype = torch.float32,
+    part: bool = False,
 ) -> dict[str, Any]:
     model, batch = build(family, size, dtype, packed)
     small = _shard(model, batch, ranks, way, (family, size, packed, dtype))
@@ -158,3 +165,23 @@ def test_twenty_steps_follow_the_same_curve(ranks: Any) -> None:
     assert alone[-1] < 0.6 * alone[0]
     for losses in ranks.run(_steps, ranks=4):
         assert losses == pytest.approx(alone, rel=1e-4)
+
+
+def _within(memory: int | None) -> tuple[list[str], dict[str, Any]]:
+    model, batch = build("llama", 32)
+    small = quire.shard(model, batch, mesh=mesh(4), memory=memory)
+    loss = small(**batch).loss
+    loss.backward()
+    grads = {n: p.grad for n, p in small.named_parameters() if p.grad is not None}
+    kept = [how for _, how in small.plan.memory.regions]
+    return kept, {"loss": loss.detach(), "grads": grads, "peak": small.plan.memory.peak}
+
+
+def test_a_budget_recomputes_layers_and_changes_no_gradient(ranks: Any) -> None:
+    free, answer = ranks.run(_within, memory=None)[0]
+    assert free == ["keep", "keep"]
+    answers = ranks.run(_within, memory=answer["peak"] - 1)
+    for kept, found in answers:
+        assert kept != ["keep", "keep"]
+        assert found["peak"] < answer["peak"]
+    _check([found for _, found in answers], *_alone("llama", 32))

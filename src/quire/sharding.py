@@ -182,4 +182,3 @@ def names_of(model: nn.Module, program: Program) -> dict[str, list[str]]:
 def constant_name(target: str) -> str:
     """The root's buffer that holds a constant lifted out of the model's code."""
     return "quire_constant_" + target.replace(".", "_")
-

@@ -17,8 +17,23 @@ from quire.plan.shard_plan import Site
 
 def site(**given: object) -> Site:
     base = Site(
-        node="sdpa", module="layer", q="q", k="k", v="v", left=None, right=0, rule="", leaves=(),
-        scale=None, dropout=0.0, batch=1, heads=32, kv=8, depth=128, q_size=8192, k_size=8192,
+        node="sdpa",
+        module="layer",
+        q="q",
+        k="k",
+        v="v",
+        left=None,
+        right=0,
+        rule="",
+        leaves=(),
+        scale=None,
+        dropout=0.0,
+        batch=1,
+        heads=32,
+        kv=8,
+        depth=128,
+        q_size=8192,
+        k_size=8192,
         itemsize=2,
     )
     return attrs.evolve(base, **given)  # type: ignore[arg-type]
@@ -29,15 +44,23 @@ def _random(rng: random.Random) -> tuple[list[Site], int, Topology]:
     size = rng.choice([97, 1024, 8192])
     sites = [
         site(
-            heads=(heads := rng.choice([4, 6, 8, 32])), kv=rng.choice([d for d in (1, 2, heads) if heads % d == 0]),
-            q_size=size, k_size=size, right=rng.choice([0, None]),
-            left=rng.choice([None, 64]), batch=rng.choice([1, 4]),
+            heads=(heads := rng.choice([4, 6, 8, 32])),
+            kv=rng.choice([d for d in (1, 2, heads) if heads % d == 0]),
+            q_size=size,
+            k_size=size,
+            right=rng.choice([0, None]),
+            left=rng.choice([None, 64]),
+            batch=rng.choice([1, 4]),
         )
         for _ in range(rng.randint(1, 3))
     ]
     link = Link("random", 10 ** rng.uniform(-6, -4), 10 ** rng.uniform(8, 12))
     far = Link("far", 3e-5, link.bandwidth / rng.choice([1, 8]))
-    return sites, ranks, Topology("random", rng.choice([1, 4, 8]), link, far, 10 ** rng.uniform(11, 15), 8e10)
+    return (
+        sites,
+        ranks,
+        Topology("random", rng.choice([1, 4, 8]), link, far, 10 ** rng.uniform(11, 15), 8e10),
+    )
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -79,7 +102,10 @@ def test_three_regimes() -> None:
 def test_bytes_are_the_formulas(kv: int) -> None:
     one, ranks, topology = site(kv=kv), 8, TOPOLOGIES["h100"]
     s, h, w = 8192 // 8, 32 * 128, kv * 128
-    assert candidate(one, "ulysses", 1, ranks, 1, topology).forward_bytes == 2 * s * (2 * h + 2 * w) * 7 // 8
+    assert (
+        candidate(one, "ulysses", 1, ranks, 1, topology).forward_bytes
+        == 2 * s * (2 * h + 2 * w) * 7 // 8
+    )
     assert candidate(one, "ring", 8, ranks, 8, topology).forward_bytes == 2 * s * 2 * w * 7
     hybrid = candidate(one, "hybrid", 4, ranks, 4, topology)
     assert hybrid.forward_bytes == 2 * s * ((2 * h + 2 * w) // 2 + 2 * w * 3)

@@ -80,6 +80,8 @@ def test_a_row_without_keys_is_zero_and_so_are_its_gradients() -> None:
     assert (out[:, :, 0] == 0).all()
     assert (lse[:, :, 0] == -math.inf).all()
     grads = tuple(torch.zeros_like(x) for x in (q, k, v))
-    block.backward(grads, torch.ones_like(out), q, k, v, out, lse, blocks(visible, run, run, q), 0.3)
+    block.backward(
+        grads, torch.ones_like(out), q, k, v, out, lse, blocks(visible, run, run, q), 0.3
+    )
     assert all(g.isfinite().all() for g in grads)
     assert (grads[0][:, :, 0] == 0).all()

@@ -21,7 +21,9 @@ from tests.ranks import mesh
 BANDS = {"full": (None, None), "causal": (None, 0), "window": (5, 0), "near": (3, 3)}
 
 
-@given(st.integers(1, 300), st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2), (6, 3), (8, 8), (8, 2)]))
+@given(
+    st.integers(1, 300), st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2), (6, 3), (8, 8), (8, 2)])
+)
 def test_every_row_lies_on_one_rank(size: int, shape: tuple[int, int]) -> None:
     layout = Layout(size, *shape)
     rows = [
@@ -29,7 +31,7 @@ def test_every_row_lies_on_one_rank(size: int, shape: tuple[int, int]) -> None:
         for rank in range(layout.ranks)
         for at, start, n in layout.runs(rank)
         for i in range(n)
-        if 0 <= at and at + n <= layout.local
+        if at >= 0 and at + n <= layout.local
     ]
     assert sorted(rows) == list(range(size))
 
@@ -60,8 +62,16 @@ def _documents(size: int) -> Tensor:
 
 
 def _run(
-    way: str, ranks: int, ring: int, sizes: tuple[int, int], heads: int, kv: int, band: str,
-    packed: bool, dtype: torch.dtype, ring_of: int = 0,
+    way: str,
+    ranks: int,
+    ring: int,
+    sizes: tuple[int, int],
+    heads: int,
+    kv: int,
+    band: str,
+    packed: bool,
+    dtype: torch.dtype,
+    ring_of: int = 0,
 ) -> dict[str, Any]:
     here = mesh(ranks)
     group = here.get_group().group_name
@@ -144,7 +154,9 @@ def test_cross_attention_of_two_lengths(ranks: Any, way: str) -> None:
     given = {"sizes": (13, 29), "heads": 4, "kv": 2, "band": "full", "packed": False}
     given["dtype"] = torch.float32
     expected = _expected(**given)
-    for answer in ranks.run(_run, way=way, ranks=4, ring=2 if way == "hybrid" else 1, ring_of=2, **given):
+    for answer in ranks.run(
+        _run, way=way, ranks=4, ring=2 if way == "hybrid" else 1, ring_of=2, **given
+    ):
         for got, want in zip(answer["found"], expected, strict=True):
             assert_close(got, want, rtol=1e-5, atol=2e-6)
 
@@ -155,7 +167,9 @@ def test_bf16_within_the_rounding_of_its_inputs_and_outputs(ranks: Any, way: str
     given["dtype"] = torch.bfloat16
     expected = _expected(**given)
     eps = torch.finfo(torch.bfloat16).eps
-    for answer in ranks.run(_run, way=way, ranks=4, ring=2 if way == "hybrid" else 4, ring_of=2, **given):
+    for answer in ranks.run(
+        _run, way=way, ranks=4, ring=2 if way == "hybrid" else 4, ring_of=2, **given
+    ):
         for got, want in zip(answer["found"], expected, strict=True):
             assert got.dtype == torch.bfloat16
             # Weights, block outputs and results are each rounded once: 4 roundings at most.

@@ -97,7 +97,9 @@ class _Writer:
             self._add(f"‹{source}›[{index}]", node.name)  # type: ignore[str-bytes-safe]
             step = self.steps.get(source.name)  # type: ignore[union-attr]
             out = step.out if step is not None else ()
-            self.places[node.name] = out[index] if isinstance(index, int) and index < len(out) else None
+            self.places[node.name] = (
+                out[index] if isinstance(index, int) and index < len(out) else None
+            )
             return
         op = self.program.ops.get(node)
         if op is None:
@@ -264,9 +266,7 @@ def _path(target: Any) -> str:
     return f"{head}.{name}.{target._overloadname}"
 
 
-def _arguments(
-    op: Op, target: Any, names: list[str], changed: Mapping[str, Any]
-) -> list[str]:
+def _arguments(op: Op, target: Any, names: list[str], changed: Mapping[str, Any]) -> list[str]:
     def show(value: Any) -> str:
         if isinstance(value, Operand):
             return f"‹{names[value.index]}›"

@@ -109,7 +109,9 @@ class _Writer:
                 body.append(f"del {', '.join(dying)}")
         shown = [self._shown(o, group.module) if isinstance(o, str) else repr(o) for o in outputs]
         alone = len(shown) == 1 and group.module
-        body.append(f"return {shown[0]}" if alone else f"return ({''.join(x + ', ' for x in shown)})")
+        body.append(
+            f"return {shown[0]}" if alone else f"return ({''.join(x + ', ' for x in shown)})"
+        )
         head = f"def forward(self, {', '.join(inputs)}):" if inputs else "def forward(self):"
         source = "\n    ".join([head, *body]) + "\n"
         self.functions.append(Function(group.module, call, source))

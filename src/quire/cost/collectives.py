@@ -39,8 +39,8 @@ class Topology:
         return self.near if (ranks - 1) * stride < self.width else self.far
 
     def all_to_all(self, nbytes: float, ranks: int, stride: int = 1) -> float:
-        """Each rank sends nbytes/P to every other: what leaves the node goes by the far link, the
-        rest by the near one, at the same time. Not an all-reduce: (P−1)/P of the bytes move once."""
+        """Each rank sends nbytes/P to every other: what leaves the node goes by the far link,
+        the rest by the near one, at the same time. Not an all-reduce: (P−1)/P of the bytes move."""
         if ranks == 1:
             return 0.0
         inside = min(ranks, max(1, self.width // stride))

@@ -81,8 +81,16 @@ def candidate(
         transfer += 2 * once
         exposed += 2 * once
     return Candidate(
-        way, ring_of, order, round(forward), round(total), compute, transfer, exposed,
-        _held(way, kv, whole, ranks), refused,
+        way,
+        ring_of,
+        order,
+        round(forward),
+        round(total),
+        compute,
+        transfer,
+        exposed,
+        _held(way, kv, whole, ranks),
+        refused,
     )
 
 

@@ -156,7 +156,11 @@ class Placer:
             site = self.sites.get(node.name)
             if site is not None and op is not None and node in self.alive:
                 want(node, Placed(op.out.ndim - 2, site.q_size))
-                for name, size in ((site.q, site.q_size), (site.k, site.k_size), (site.v, site.k_size)):
+                for name, size in (
+                    (site.q, site.q_size),
+                    (site.k, site.k_size),
+                    (site.v, site.k_size),
+                ):
                     at = self.by_name[name]
                     want(at, Placed(self.program.info(at).ndim - 2, size))
                 if not site.plain:
@@ -231,9 +235,7 @@ class Placer:
                 found.append(unit)
         return found
 
-    def _split(
-        self, op: Op, axis: Axis, unit: Unit, held: Sequence[Placed | None]
-    ) -> Step | None:
+    def _split(self, op: Op, axis: Axis, unit: Unit, held: Sequence[Placed | None]) -> Step | None:
         if axis.join is Join.CONCAT:
             return self._local(op, axis, unit, held)
         kind = _KINDS.get(axis.join)
@@ -246,22 +248,21 @@ class Placer:
         if base is None:
             return None
         reading = [
-            (i, p)
-            for i, read in enumerate(axis.reads)
-            if (p := placed_by(read, unit)) is not None
+            (i, p) for i, read in enumerate(axis.reads) if (p := placed_by(read, unit)) is not None
         ]
         fills = reading[:1] if kind == "sum" else reading
         if self.layout(unit.size).padded == unit.size:
             fills = []
         nbytes = 2 * sum(_bytes(o, None, self) for o in op.outputs) * (self.ranks - 1) // self.ranks
         return attrs.evolve(
-            base, kind=kind, out=tuple(None for _ in op.outputs), fills=tuple(fills),
+            base,
+            kind=kind,
+            out=tuple(None for _ in op.outputs),
+            fills=tuple(fills),
             sent=base.sent + nbytes,
         )
 
-    def _local(
-        self, op: Op, axis: Axis, unit: Unit, held: Sequence[Placed | None]
-    ) -> Step | None:
+    def _local(self, op: Op, axis: Axis, unit: Unit, held: Sequence[Placed | None]) -> Step | None:
         changed = self._changed(op, axis, unit)
         out = tuple(placed_by(w, unit) for w in axis.writes)
         if changed is None or (axis.join is Join.CONCAT and not all(out)):
@@ -278,9 +279,7 @@ class Placer:
                 sent += _bytes(operand.info, placed, self) * (self.ranks - 1)
             if need is not None:
                 cuts.append((operand.index, need))
-        return Step(
-            op.node.name, "local", out, tuple(cuts), tuple(gathers), (), changed, sent
-        )
+        return Step(op.node.name, "local", out, tuple(cuts), tuple(gathers), (), changed, sent)
 
     def _changed(self, op: Op, axis: Axis, unit: Unit) -> tuple[tuple[str, Any], ...] | None:
         """The arguments for this rank's part; None if they differ from rank to rank."""

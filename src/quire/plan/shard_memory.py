@@ -28,6 +28,8 @@ Keep = Literal["keep", "recompute", "offload"]
 HOST_BANDWIDTH = 25e9
 """Bytes/s between device and host, one direction (PCIe 4 ×16, pinned)."""
 
+CONTENTION = 0.05
+
 STATE_BYTES = 16
 """Per parameter: half-precision weight and gradient, fp32 weight and two moments of Adam."""
 
@@ -55,7 +57,9 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        kept = sum(r.kept if how == "keep" else r.border for r, how in self.regions if how != "offload")
+        kept = sum(
+            r.kept if how == "keep" else r.border for r, how in self.regions if how != "offload"
+        )
         return self.states + self.outside + self.working + kept
 
     def how(self, module: str) -> Keep:
@@ -80,9 +84,7 @@ def regions_of(sites: tuple[Site, ...], paths: Mapping[str, tuple[str, ...]]) ->
     for site in sites:
         for path in dict.fromkeys(paths[site.node]):
             count[path] = count.get(path, 0) + 1
-    return {
-        site.node: next((p for p in paths[site.node] if count[p] == 1), "") for site in sites
-    }
+    return {site.node: next((p for p in paths[site.node] if count[p] == 1), "") for site in sites}
 
 
 def plan_memory(
@@ -118,11 +120,12 @@ def plan_memory(
     largest: dict[str, int] = {}
     counted: set[fx.Node] = set()
     for node in program.infos:
-        if node.op == "placeholder":
+        # What the attentions do without (masks, repeated keys) has no place.
+        if node.op == "placeholder" or node not in places:
             continue
         where = inside[node]
         largest[where] = max(largest.get(where, 0), nbytes[node])
-        readers = [program.ops[u] for u in node.users if u in program.ops]
+        readers = [program.ops[u] for u in node.users if u in program.ops and u in places]
         if any(_keeps(op) for op in readers):
             base = _base(program, node)
             if base not in counted and base.op != "placeholder":
@@ -132,6 +135,8 @@ def plan_memory(
             for other in {inside[u] for u in node.users} - {"", where}:
                 border[other] = border.get(other, 0) + nbytes[node]
     for node, op in program.ops.items():
+        if node not in places:
+            continue
         where = inside[node]
         share = _share(program, node, places, rows)
         flops[where] = flops.get(where, 0.0) + float(flow_of(op).flops) * share
@@ -159,13 +164,15 @@ def choose_memory(
     best: list[tuple[float, int, tuple[tuple[Region, Keep], ...]]] = [(0.0, 0, ())]
     for members in groups.values():
         one = members[0]
-        copy = max(0.0, one.kept / HOST_BANDWIDTH - one.seconds)
+        # Copies hide behind compute, but for a share that contends with it.
+        copy = one.kept / HOST_BANDWIDTH
+        copy = max(CONTENTION * copy, copy - one.seconds)
         step: list[tuple[float, int, tuple[tuple[Region, Keep], ...]]] = []
         for again in range(len(members) + 1):
             for sent in range(len(members) + 1 - again):
                 hows: list[Keep] = ["recompute"] * again + ["offload"] * sent
                 hows += ["keep"] * (len(members) - again - sent)
-                seconds = again * one.seconds + sent * 3.5 * copy
+                seconds = again * one.seconds + sent * 2 * copy
                 size = again * one.border + (len(members) - again - sent) * one.kept
                 step.append((seconds, size, tuple(zip(members, hows, strict=True))))
         best = _frontier(
@@ -212,8 +219,25 @@ def _keeps(op: object) -> bool:
 
 
 _LINEAR = {
-    "add", "sub", "neg", "cat", "clone", "_to_copy", "sum", "mean", "slice", "stack", "expand",
-    "constant_pad_nd", "pad", "contiguous", "to", "full_like", "zeros_like", "embedding", "arange",
+    "add",
+    "sub",
+    "neg",
+    "cat",
+    "clone",
+    "_to_copy",
+    "sum",
+    "mean",
+    "slice",
+    "stack",
+    "expand",
+    "constant_pad_nd",
+    "pad",
+    "contiguous",
+    "to",
+    "full_like",
+    "zeros_like",
+    "embedding",
+    "arange",
 }
 """Ops that are linear in each operand by itself: nothing of theirs is kept."""
 
@@ -249,5 +273,3 @@ def _share(
     if placed is None or not placed.size:
         return 1.0
     return rows(placed.size) / placed.size
-
-

@@ -23,20 +23,47 @@ aten: Any = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
 
 _ALONE = {
-    aten.expand.default, aten.clone.default, aten.contiguous.default, aten.alias.default,
-    aten.detach.default, aten._to_copy.default, aten.to.dtype,
+    aten.expand.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten._to_copy.default,
+    aten.to.dtype,
 }
 """Ops between a mask and its parts that change no truth value."""
 
 _ANDS = {aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default}
 
 _RULES = _ANDS | {
-    aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default, aten.bitwise_not.default,
-    aten.logical_not.default, aten.eq.Tensor, aten.ne.Tensor, aten.le.Tensor, aten.lt.Tensor,
-    aten.ge.Tensor, aten.gt.Tensor, aten.eq.Scalar, aten.ne.Scalar, aten.le.Scalar, aten.lt.Scalar,
-    aten.ge.Scalar, aten.gt.Scalar, aten.sub.Tensor, aten.add.Tensor, aten.mul.Tensor, aten.abs.default,
-    aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar, aten.where.self,
-    aten.masked_fill.Scalar, aten.rsub.Scalar, aten.neg.default,
+    aten.__or__.Tensor,
+    aten.bitwise_or.Tensor,
+    aten.logical_or.default,
+    aten.bitwise_not.default,
+    aten.logical_not.default,
+    aten.eq.Tensor,
+    aten.ne.Tensor,
+    aten.le.Tensor,
+    aten.lt.Tensor,
+    aten.ge.Tensor,
+    aten.gt.Tensor,
+    aten.eq.Scalar,
+    aten.ne.Scalar,
+    aten.le.Scalar,
+    aten.lt.Scalar,
+    aten.ge.Scalar,
+    aten.gt.Scalar,
+    aten.sub.Tensor,
+    aten.add.Tensor,
+    aten.mul.Tensor,
+    aten.abs.default,
+    aten.where.ScalarSelf,
+    aten.where.ScalarOther,
+    aten.where.Scalar,
+    aten.where.self,
+    aten.masked_fill.Scalar,
+    aten.rsub.Scalar,
+    aten.neg.default,
 }
 """Pointwise ops that a rule may hold: tiles of their operands give the tile of their result."""
 
@@ -44,9 +71,7 @@ _RULES = _ANDS | {
 def find_sites(program: Program) -> tuple[Site, ...]:
     """Every fused attention of `program`, in graph order."""
     evaluator = Evaluator(program)
-    return tuple(
-        _site(program, evaluator, op) for op in program.ops.values() if op.target is SDPA
-    )
+    return tuple(_site(program, evaluator, op) for op in program.ops.values() if op.target is SDPA)
 
 
 def _site(program: Program, evaluator: Evaluator, op: Op) -> Site:
@@ -70,11 +95,25 @@ def _site(program: Program, evaluator: Evaluator, op: Op) -> Site:
             (left, right), rule, leaves = found
     heads, kv = (int(program.info(n).shape[-3]) if q.ndim == 4 else 1 for n in (q.node, keys))
     return Site(
-        node=op.node.name, module=op.where.module, q=q.node.name, k=keys.name, v=values.name,
-        left=left, right=right, rule=rule, leaves=leaves, scale=op["scale"],
-        dropout=float(op["dropout_p"]), batch=int(q.shape[0]), heads=heads, kv=kv,
-        depth=int(q.shape[-1]), q_size=int(q.shape[-2]), k_size=int(k.shape[-2]),
-        itemsize=q.info.dtype.itemsize, plain=plain,
+        node=op.node.name,
+        module=op.where.module,
+        q=q.node.name,
+        k=keys.name,
+        v=values.name,
+        left=left,
+        right=right,
+        rule=rule,
+        leaves=leaves,
+        scale=op["scale"],
+        dropout=float(op["dropout_p"]),
+        batch=int(q.shape[0]),
+        heads=heads,
+        kv=kv,
+        depth=int(q.shape[-1]),
+        q_size=int(q.shape[-2]),
+        k_size=int(k.shape[-2]),
+        itemsize=q.info.dtype.itemsize,
+        plain=plain,
     )
 
 

@@ -42,7 +42,7 @@ class Visible:
     leaves: Sequence[Tensor] = ()
 
     def band(self, q: Run, k: Run) -> str:
-        """"all", "none" or "some" of the keys of run `k` are within the band of run `q`; "causal"
+        """ "all", "none" or "some" of the keys of run `k` are within the band of run `q`; "causal"
         where it is the lower triangle of a square."""
         q_first, q_last, k_first, k_last = q[1], q[1] + q[2] - 1, k[1], k[1] + k[2] - 1
         if self.right is not None and k_first > q_last + self.right:
@@ -104,11 +104,15 @@ def compiled(rule: str) -> Callable[..., Tensor]:
 
 def _op_names(rule: str) -> set[str]:
     import_free = rule.replace("(", " ").replace(")", " ").replace(",", " ").split()
-    return {w.partition(".")[0] for w in import_free if w[0].isalpha() or w[0] == "_"} - {
-        "True",
-        "False",
-        "inf",
-    } - {w for w in import_free if w[0] == "x" and w[1:].isdigit()}
+    return (
+        {w.partition(".")[0] for w in import_free if w[0].isalpha() or w[0] == "_"}
+        - {
+            "True",
+            "False",
+            "inf",
+        }
+        - {w for w in import_free if w[0] == "x" and w[1:].isdigit()}
+    )
 
 
 def _leaf_numbers(rule: str) -> list[str]:
@@ -296,13 +300,13 @@ def _summed(x: Tensor, groups: int) -> Tensor:
     return x if groups == 1 else x.unflatten(1, (-1, groups)).sum(2)
 
 
-def _scores(
-    q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, scale: float
-) -> Tensor:
+def _scores(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, scale: float) -> Tensor:
     s = (q.float() @ _repeated(k, q).float().transpose(-1, -2)) * scale
     if causal:
         rows, keys = s.shape[-2:]
-        s = s.masked_fill(~torch.ones(rows, keys, dtype=torch.bool, device=s.device).tril(), -math.inf)
+        s = s.masked_fill(
+            ~torch.ones(rows, keys, dtype=torch.bool, device=s.device).tril(), -math.inf
+        )
     return s if bias is None else s + bias.float()
 
 

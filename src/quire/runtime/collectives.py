@@ -40,7 +40,8 @@ def sum_ranks(x: Tensor, group: str) -> Tensor:
 
 
 def max_ranks(x: Tensor, group: str, largest: bool = True) -> Tensor:
-    """The elementwise maximum (or minimum) over the ranks; where ranks tie they share the gradient."""
+    """The elementwise maximum (or minimum) over the ranks; where ranks tie, they share the
+    gradient."""
     best = x.detach().contiguous()
     best = _c10d.wait_tensor(_c10d.all_reduce(best, "max" if largest else "min", group))
     hit = (x.detach() == best).to(x.dtype)
@@ -250,7 +251,11 @@ def cross_entropy(
     number, or weight, of all rows that count on all ranks. Padding rows have the target
     `ignore_index`."""
     total = torch.nn.functional.cross_entropy(
-        scores, target, weight, ignore_index=ignore_index, reduction="sum",
+        scores,
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction="sum",
         label_smoothing=label_smoothing,
     )
     wide = torch.float32 if scores.dtype in (torch.float16, torch.bfloat16) else scores.dtype
@@ -263,5 +268,3 @@ def cross_entropy(
         count = torch.where(valid, weight[torch.where(valid, target, 0)], 0).sum().to(wide)
     both = sum_ranks(torch.stack([total.to(wide), count]), group)
     return (both[0] / both[1]).to(scores.dtype)
-
-

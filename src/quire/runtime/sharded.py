@@ -17,8 +17,8 @@ import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.autograd.graph import save_on_cpu
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
@@ -168,8 +168,13 @@ class ShardedModule:
 
 
 def shard_tree(
-    model: nn.Module, mesh: DeviceMesh, build: Build, args: tuple[Any, ...],
-    kwargs: Mapping[str, Any], *, reduce_gradients: bool = True,
+    model: nn.Module,
+    mesh: DeviceMesh,
+    build: Build,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    reduce_gradients: bool = True,
 ) -> nn.Module:
     """`model`'s tree with sharded forwards, planned for the example `args` and `kwargs`."""
     runner = Runner(model, mesh, build)
@@ -218,9 +223,7 @@ def _signed(kind: type[nn.Module]) -> Any:
 
 def _key(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     leaves, spec = pytree.tree_flatten((args, dict(sorted(kwargs.items()))))
-    shown = tuple(
-        (tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves
-    )
+    shown = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
     return shown, str(spec), model.training
 
 

@@ -133,19 +133,42 @@ class Site:
 
 
 def _site(
-    q: Tensor, q_size: int, k_size: int, ranks: int, ring: int, band: Sequence[int | None],
-    rule: str, scale: float | None, dropout: float = 0.0,
+    q: Tensor,
+    q_size: int,
+    k_size: int,
+    ranks: int,
+    ring: int,
+    band: Sequence[int | None],
+    rule: str,
+    scale: float | None,
+    dropout: float = 0.0,
 ) -> Site:
     return Site(
-        Layout(q_size, ranks, ring), Layout(k_size, ranks, ring), band[0], band[1], rule,
-        q.shape[-1] ** -0.5 if scale is None else scale, dropout,
+        Layout(q_size, ranks, ring),
+        Layout(k_size, ranks, ring),
+        band[0],
+        band[1],
+        rule,
+        q.shape[-1] ** -0.5 if scale is None else scale,
+        dropout,
     )
 
 
 def ulysses(
-    q: Tensor, k: Tensor, v: Tensor, *, leaves: Sequence[Tensor] = (), rule: str = "",
-    band: Sequence[int | None] = (None, None), scale: float | None = None, dropout: float = 0.0,
-    q_size: int, k_size: int, ranks: int, ring: int, group: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    leaves: Sequence[Tensor] = (),
+    rule: str = "",
+    band: Sequence[int | None] = (None, None),
+    scale: float | None = None,
+    dropout: float = 0.0,
+    q_size: int,
+    k_size: int,
+    ranks: int,
+    ring: int,
+    group: str,
 ) -> Tensor:
     """Sends b·s·(2h + 2kv)·(P−1)/P bytes forward: q, k, v there in one, out back."""
     site = _site(q, q_size, k_size, ranks, ring, band, rule, scale, dropout)
@@ -169,15 +192,30 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, leaves: Sequence[Tensor], site: Site
     square = q.shape[2] == k.shape[2]
     if plain and (site.right is None or (site.right == 0 and square)):
         return scaled_dot_product_attention(
-            q, k, v, is_causal=site.right is not None, scale=site.scale,
-            dropout_p=site.dropout, enable_gqa=q.shape[1] != k.shape[1],
+            q,
+            k,
+            v,
+            is_causal=site.right is not None,
+            scale=site.scale,
+            dropout_p=site.dropout,
+            enable_gqa=q.shape[1] != k.shape[1],
         )
     _no_dropout(site)
     rows: list[list[Run]] = [[(0, 0, q.shape[2])]]
     keys: list[list[Run]] = [[(0, 0, k.shape[2])]]
     return ring_attention(
-        q, k, v, list(leaves), site.rule, site.left, site.right, site.scale,
-        flat(rows), flat(keys), 1, "",
+        q,
+        k,
+        v,
+        list(leaves),
+        site.rule,
+        site.left,
+        site.right,
+        site.scale,
+        flat(rows),
+        flat(keys),
+        1,
+        "",
     )[0]
 
 
@@ -187,24 +225,54 @@ def _no_dropout(site: Site) -> None:
 
 
 def ring(
-    q: Tensor, k: Tensor, v: Tensor, *, leaves: Sequence[Tensor] = (), rule: str = "",
-    band: Sequence[int | None] = (None, None), scale: float | None = None,
-    q_size: int, k_size: int, ranks: int, ring: int, group: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    leaves: Sequence[Tensor] = (),
+    rule: str = "",
+    band: Sequence[int | None] = (None, None),
+    scale: float | None = None,
+    q_size: int,
+    k_size: int,
+    ranks: int,
+    ring: int,
+    group: str,
 ) -> Tensor:
     """Sends b·s·2kv·(P−1) bytes forward."""
     site = _site(q, q_size, k_size, ranks, ring, band, rule, scale)
     rows = [site.q.runs(r) for r in range(ranks)]
     keys = [site.k.runs(r) for r in range(ranks)]
     return ring_attention(
-        q, k, v, list(leaves), rule, site.left, site.right, site.scale,
-        flat(rows), flat(keys), ranks, group,
+        q,
+        k,
+        v,
+        list(leaves),
+        rule,
+        site.left,
+        site.right,
+        site.scale,
+        flat(rows),
+        flat(keys),
+        ranks,
+        group,
     )[0]
 
 
 def gathered(
-    q: Tensor, k: Tensor, v: Tensor, *, leaves: Sequence[Tensor] = (), rule: str = "",
-    band: Sequence[int | None] = (None, None), scale: float | None = None,
-    q_size: int, k_size: int, ranks: int, ring: int, group: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    leaves: Sequence[Tensor] = (),
+    rule: str = "",
+    band: Sequence[int | None] = (None, None),
+    scale: float | None = None,
+    q_size: int,
+    k_size: int,
+    ranks: int,
+    ring: int,
+    group: str,
 ) -> Tensor:
     """Sends b·s·2kv·(P−1) bytes forward, at once; holds all keys and values."""
     site = _site(q, q_size, k_size, ranks, ring, band, rule, scale)
@@ -213,16 +281,37 @@ def gathered(
     keys, values = every.movedim(0, 3).unbind(0)
     rows = [site.q.runs(r) for r in range(ranks)]
     return ring_attention(
-        q, keys, values, list(leaves), rule, site.left, site.right, site.scale,
-        flat(rows), flat([site.k.pieces(0, ranks)]), 1, group,
+        q,
+        keys,
+        values,
+        list(leaves),
+        rule,
+        site.left,
+        site.right,
+        site.scale,
+        flat(rows),
+        flat([site.k.pieces(0, ranks)]),
+        1,
+        group,
     )[0]
 
 
 def hybrid(
-    q: Tensor, k: Tensor, v: Tensor, *, leaves: Sequence[Tensor] = (), rule: str = "",
-    band: Sequence[int | None] = (None, None), scale: float | None = None,
-    q_size: int, k_size: int, ranks: int, ring: int, ring_of: int,
-    ulysses_group: str, ring_group: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    leaves: Sequence[Tensor] = (),
+    rule: str = "",
+    band: Sequence[int | None] = (None, None),
+    scale: float | None = None,
+    q_size: int,
+    k_size: int,
+    ranks: int,
+    ring: int,
+    ring_of: int,
+    ulysses_group: str,
+    ring_group: str,
 ) -> Tensor:
     """Ulysses over U = P/`ring_of` neighbours, a ring over `ring_of` groups of them. Sends
     b·s·[(2h + 2kv)·(U−1)/U + 2kv·(R−1)] bytes forward."""
@@ -234,7 +323,17 @@ def hybrid(
     rows = [site.q.pieces(m * parts, parts) for m in range(ring_of)]
     keys = [site.k.pieces(m * parts, parts) for m in range(ring_of)]
     out = ring_attention(
-        qh, kh, vh, list(leaves), rule, site.left, site.right, site.scale,
-        flat(rows), flat(keys), ring_of, ring_group,
+        qh,
+        kh,
+        vh,
+        list(leaves),
+        rule,
+        site.left,
+        site.right,
+        site.scale,
+        flat(rows),
+        flat(keys),
+        ring_of,
+        ring_group,
     )[0]
     return from_heads(out, heads, ulysses_group)
