@@ -23,16 +23,21 @@ import torch.multiprocessing as mp
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 COUNT = 4
-SECONDS = 60
+SECONDS = 120
+"""Of a collective."""
+ANSWER = 900
 
 
 class Ranks:
     def __init__(self, count: int = COUNT) -> None:
-        context = mp.get_context("spawn")
+        # One process imports, the ranks are its forks.
+        context: Any = mp.get_context("forkserver")
+        context.set_forkserver_preload(["tests.shard_models", "quire"])
         self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115  (lives as long as the ranks)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         self.pipes: list[Any] = []
         self.workers: list[Any] = []
+        self.serial = 0
         for rank in range(count):
             ours, theirs = context.Pipe()
             worker = context.Process(
@@ -45,17 +50,22 @@ class Ranks:
 
     def run(self, function: Callable[..., Any], **kwargs: Any) -> list[Any]:
         code = sys.modules[function.__module__].__file__
+        self.serial += 1
         for pipe in self.pipes:
-            pipe.send((code, function.__name__, kwargs))
-        answers = []
-        for rank, pipe in enumerate(self.pipes):
-            if not pipe.poll(3 * SECONDS):
-                raise TimeoutError(f"rank {rank} does not answer")
-            answers.append(pipe.recv())
+            pipe.send((self.serial, code, function.__name__, kwargs))
+        answers = [self._answer(rank, pipe) for rank, pipe in enumerate(self.pipes)]
         errors = [f"rank {r}:\n{text}" for r, (ok, text) in enumerate(answers) if not ok]
         if errors:
             raise AssertionError("\n".join(errors))
         return [value for _, value in answers]
+
+    def _answer(self, rank: int, pipe: Any) -> tuple[bool, Any]:
+        while True:
+            if not pipe.poll(ANSWER):
+                raise TimeoutError(f"rank {rank} does not answer")
+            serial, *answer = pipe.recv()
+            if serial == self.serial:  # not one that an earlier test gave up waiting for
+                return answer[0], answer[1]
 
     def close(self) -> None:
         for pipe in self.pipes:
@@ -75,12 +85,12 @@ def _serve(rank: int, count: int, file: str, pipe: Any, path: list[str]) -> None
         "gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=SECONDS)
     )
     while (task := pipe.recv()) is not None:
-        code, name, kwargs = task
+        serial, code, name, kwargs = task
         try:
             torch.manual_seed(0)
-            pipe.send((True, getattr(_module(code), name)(**kwargs)))
+            pipe.send((serial, True, getattr(_module(code), name)(**kwargs)))
         except BaseException:
-            pipe.send((False, traceback.format_exc()))
+            pipe.send((serial, False, traceback.format_exc()))
     dist.destroy_process_group()
 
 

@@ -44,6 +44,10 @@ class Region:
     seconds: float
 
 
+_Row = tuple[float, int, tuple[tuple[Region, Keep], ...]]
+"""Extra seconds, bytes held, and what each region does."""
+
+
 @attrs.frozen
 class Memory:
     """Predicted bytes of one device at the peak of a step."""
@@ -161,13 +165,13 @@ def choose_memory(
     groups: dict[tuple[int, int, float], list[Region]] = {}
     for region in regions:
         groups.setdefault((region.kept, region.border, region.seconds), []).append(region)
-    best: list[tuple[float, int, tuple[tuple[Region, Keep], ...]]] = [(0.0, 0, ())]
+    best: list[_Row] = [(0.0, 0, ())]
     for members in groups.values():
         one = members[0]
         # Copies hide behind compute, but for a share that contends with it.
         copy = one.kept / HOST_BANDWIDTH
         copy = max(CONTENTION * copy, copy - one.seconds)
-        step: list[tuple[float, int, tuple[tuple[Region, Keep], ...]]] = []
+        step: list[_Row] = []
         for again in range(len(members) + 1):
             for sent in range(len(members) + 1 - again):
                 hows: list[Keep] = ["recompute"] * again + ["offload"] * sent
@@ -193,15 +197,13 @@ def choose_memory(
             ),
             fix="more devices, more memory, or a shorter sequence",
         )
-    seconds, _, hows = min(able, key=lambda row: (row[0], row[1]))
-    return Memory(budget, states, outside, hows, working, seconds)
+    seconds, _, chosen = min(able, key=lambda row: (row[0], row[1]))
+    return Memory(budget, states, outside, chosen, working, seconds)
 
 
-def _frontier(
-    rows: list[tuple[float, int, tuple[tuple[Region, Keep], ...]]],
-) -> list[tuple[float, int, tuple[tuple[Region, Keep], ...]]]:
+def _frontier(rows: list[_Row]) -> list[_Row]:
     """Those that no other beats in both seconds and bytes."""
-    found: list[tuple[float, int, tuple[tuple[Region, Keep], ...]]] = []
+    found: list[_Row] = []
     for row in sorted(rows, key=lambda r: r[:2]):
         if not found or row[1] < found[-1][1]:
             found.append(row)

@@ -17,33 +17,102 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _resolve_process_group
 
 from quire.plan.layout import Layout
+from quire.runtime.failure import guarded, resolve
 
 _c10d: Any = torch.ops._c10d_functional
 
 
 def rank_of(group: str) -> int:
-    return dist.get_rank(_resolve_process_group(group))
+    return dist.get_rank(resolve(group))
+
+
+def _all_to_all(x: Tensor, group: str, what: str) -> Tensor:
+    sizes = [1] * x.shape[0]
+    x = x.contiguous()
+    return guarded(
+        what, group, lambda: _c10d.wait_tensor(_c10d.all_to_all_single(x, sizes, sizes, group))
+    )
+
+
+def all_reduce(x: Tensor, how: str, group: str, what: str) -> Tensor:
+    """`x` joined over the ranks by `how`: sum, max or min. It has no gradient."""
+    x = x.contiguous()
+    return guarded(what, group, lambda: _c10d.wait_tensor(_c10d.all_reduce(x, how, group)))
+
+
+def _all_gather(x: Tensor, ranks: int, group: str, what: str) -> Tensor:
+    return guarded(
+        what,
+        group,
+        lambda: _c10d.wait_tensor(_c10d.all_gather_into_tensor(x.contiguous(), ranks, group)),
+    )
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
+        ctx.group = group
+        return _all_to_all(x, group, "an all-to-all of attention")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _all_to_all(grads[0], ctx.group, "an all-to-all of attention's gradients"), None
+
+
+class _SumRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
+        ctx.group = group
+        return all_reduce(x, "sum", group, "an all-reduce of a sum or loss")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return all_reduce(grads[0], "sum", ctx.group, "an all-reduce of a sum's gradient"), None
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: int, group: str) -> Tensor:
+        ctx.ranks, ctx.group = ranks, group
+        return _all_gather(x, ranks, group, "an all-gather of rows")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        grad, ranks, group = grads[0].contiguous(), ctx.ranks, ctx.group
+        back = guarded(
+            "a reduce-scatter of rows' gradients",
+            group,
+            lambda: _c10d.wait_tensor(_c10d.reduce_scatter_tensor(grad, "sum", ranks, group)),
+        )
+        return back, None, None
 
 
 def all_to_all(x: Tensor, group: str) -> Tensor:
     """`x` `[P, …]`: part p goes to rank p; the result holds what each rank sent."""
-    sizes = [1] * x.shape[0]
-    return _c10d.wait_tensor(_c10d.all_to_all_single(x.contiguous(), sizes, sizes, group))
+    return _applied(_AllToAll, x, group)
 
 
 def sum_ranks(x: Tensor, group: str) -> Tensor:
     """The sum of `x` over the ranks, on each of them."""
-    return _c10d.wait_tensor(_c10d.all_reduce(x.contiguous(), "sum", group))
+    return _applied(_SumRanks, x, group)
+
+
+def all_gather(x: Tensor, ranks: int, group: str) -> Tensor:
+    """All ranks' `x` `[n, …]` laid end to end, `[P·n, …]`."""
+    return _applied(_AllGather, x, ranks, group)
+
+
+def _applied(function: Any, *args: Any) -> Tensor:
+    return function.apply(*args)
 
 
 def max_ranks(x: Tensor, group: str, largest: bool = True) -> Tensor:
     """The elementwise maximum (or minimum) over the ranks; where ranks tie, they share the
     gradient."""
     best = x.detach().contiguous()
-    best = _c10d.wait_tensor(_c10d.all_reduce(best, "max" if largest else "min", group))
+    best = all_reduce(best, "max" if largest else "min", group, "an all-reduce of a maximum")
     hit = (x.detach() == best).to(x.dtype)
     if not x.dtype.is_floating_point:
         return best
@@ -62,7 +131,7 @@ def gather_rows(
     """
     layout = Layout(size, ranks, ring)
     rows = _unfold(x, dim, outer).movedim(dim + 1, 0).contiguous()
-    everything = _c10d.wait_tensor(_c10d.all_gather_into_tensor(rows, ranks, group))
+    everything = all_gather(rows, ranks, group)
     runs = layout.natural()
     if len(runs) == 1:
         everything = everything.narrow(0, runs[0][0], size)

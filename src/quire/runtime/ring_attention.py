@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _resolve_process_group
 
 from quire.plan.layout import Run
 from quire.runtime import wire
 from quire.runtime.block_attention import Accumulator, Visible, backward, blocks, forward
+from quire.runtime.failure import guarded, resolve
 
 
 def flat(runs: Sequence[Sequence[Run]]) -> list[int]:
@@ -42,7 +42,8 @@ class Hops:
 
     def __init__(self, group: str, count: int) -> None:
         self.count = count
-        self.pg = _resolve_process_group(group) if group else None
+        self.group = group
+        self.pg = resolve(group) if group else None
         self.me = dist.get_rank(self.pg) if self.pg is not None else 0
         if count > 1:
             assert self.pg is not None
@@ -61,12 +62,14 @@ class Hops:
             dist.P2POp(dist.irecv, got, self.last, self.pg),
         ]
         wire.sent(what, x.numel() * x.element_size())
-        return got, dist.batch_isend_irecv(ops)
+        return got, guarded(self.name(what), self.group, lambda: dist.batch_isend_irecv(ops))
 
+    def wait(self, works: list[Any], what: str) -> None:
+        for work in works:
+            guarded(self.name(what), self.group, work.wait)
 
-def _wait(works: list[Any]) -> None:
-    for work in works:
-        work.wait()
+    def name(self, what: str) -> str:
+        return f"a hop of the {what} between ranks {self.last} and {self.next}"
 
 
 @torch.library.custom_op("quire::ring_attention", mutates_args=())
@@ -107,7 +110,7 @@ def _travel(ring: Hops, k: Tensor, v: Tensor) -> Iterator[tuple[int, tuple[Tenso
         last = hop == ring.count - 1
         there, works = (here, []) if last else ring.post(here, "ring")
         yield hop, (here[0], here[1])
-        _wait(works)
+        ring.wait(works, "ring")
         here = there
 
 
@@ -149,13 +152,13 @@ def ring_attention_backward(
         work = blocks(visible, mine, _runs(k_runs, ring.source(hop)), q)
         backward((dq, share[0], share[1]), grad, q, keys, values, out, lse, work, scale)
         if works:
-            _wait(works)
+            ring.wait(works, "ring gradients")
             share += arriving
         moving = share
         if ring.count > 1:
             arriving, works = ring.post(moving, "ring gradients")
     if works:
-        _wait(works)
+        ring.wait(works, "ring gradients")
         moving = arriving
     # Outputs of a custom op may not share memory.
     return dq.to(q.dtype), moving[0].to(k.dtype, copy=True), moving[1].to(v.dtype, copy=True)

@@ -25,7 +25,6 @@ from torch.utils.checkpoint import checkpoint
 from quire.apply.shard import Lines
 from quire.apply.shard_code import Function
 from quire.capture.program import Program
-from quire.errors import InputError, QuireError
 from quire.plan.shard_plan import Placed, ShardPlan
 from quire.runtime import collectives, sharded_attention
 
@@ -160,10 +159,7 @@ class ShardedModule:
         runner = self._quire
         built, values = _prepare(runner, args, kwargs)
         runner.current = runner.serial[id(built)]
-        try:
-            results = runner.tables[""][runner.current, 0](self, *values)
-        except RuntimeError as error:
-            raise _explained(error, runner.group) from error
+        results = runner.tables[""][runner.current, 0](self, *values)
         return pytree.tree_unflatten(list(results), built.program.out_spec)
 
 
@@ -331,11 +327,10 @@ class _Averager:
             self._average(bucket)
 
     def _average(self, grads: list[Tensor]) -> None:
-        try:
-            flat = torch.cat([g.reshape(-1) for g in grads])
-            dist.all_reduce(flat, group=self.group)
-        except RuntimeError as error:
-            raise _explained(error, self.group) from error
+        flat = torch.cat([g.reshape(-1) for g in grads])
+        flat = collectives.all_reduce(
+            flat, "sum", self.group.group_name, "the all-reduce of parameter gradients"
+        )
         flat /= self.group.size()
         for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(part.view_as(grad))
@@ -343,18 +338,3 @@ class _Averager:
 
 def _size(tensors: list[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _explained(error: RuntimeError, group: dist.ProcessGroup) -> Exception:
-    """An error of a collective, said plainly; any other error as it is."""
-    text = str(error)
-    signs = ("closed by peer", "Connection reset", "Timed out", "timed out", "NCCL", "Broken pipe")
-    if isinstance(error, InputError) or not any(s in text for s in signs):
-        return error
-    rank = dist.get_rank(group)
-    return QuireError(
-        f"rank {rank} of {group.size()} lost its peers: {text.splitlines()[0]}",
-        where="a collective of the sharded model; see the traceback for the line",
-        allowed="all ranks running the same step",
-        fix="look at the log of the rank that ended first; restart all ranks from a checkpoint",
-    )

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from quire.plan.layout import Layout, Run
-from quire.runtime.collectives import _c10d, all_to_all
+from quire.runtime.collectives import all_gather, all_to_all
 from quire.runtime.ring_attention import flat, ring_attention
 
 
@@ -277,7 +277,7 @@ def gathered(
     """Sends b·s·2kv·(P−1) bytes forward, at once; holds all keys and values."""
     site = _site(q, q_size, k_size, ranks, ring, band, rule, scale)
     both = torch.stack([k, v]).movedim(3, 0).contiguous()
-    every = _c10d.wait_tensor(_c10d.all_gather_into_tensor(both, ranks, group))
+    every = all_gather(both, ranks, group)
     keys, values = every.movedim(0, 3).unbind(0)
     rows = [site.q.runs(r) for r in range(ranks)]
     return ring_attention(

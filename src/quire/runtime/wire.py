@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _resolve_process_group
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from quire.runtime.failure import resolve
 
 _open: list[Wire] = []
 
@@ -52,10 +53,12 @@ class Wire(TorchDispatchMode):
         schema = func._schema.name
         if schema.startswith("_c10d_functional::") and not schema.endswith("wait_tensor"):
             self._count(schema.removeprefix("_c10d_functional::"), args)
+        elif schema.startswith("c10d::"):
+            raise NotImplementedError(f"the bytes of {schema} are not known")
         return func(*args, **(kwargs or {}))
 
     def _count(self, name: str, args: tuple[Any, ...]) -> None:
-        ranks = dist.get_world_size(_resolve_process_group(args[-1]))
+        ranks = dist.get_world_size(resolve(args[-1]))
         tensors = args[0] if isinstance(args[0], list | tuple) else [args[0]]
         nbytes = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
         kind = name.removesuffix("_").removesuffix("_coalesced")
