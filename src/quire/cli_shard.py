@@ -20,6 +20,7 @@ from quire.capture.target import load_target
 from quire.capture.training import export_training
 from quire.cost.collectives import TOPOLOGIES
 from quire.errors import QuireError
+from quire.plan.shard_head import only_losses
 from quire.report.progress import Bar
 from quire.report.units import seconds_text
 from quire.sharding import device_budget, plan_shards, topology_of
@@ -77,7 +78,7 @@ def shard(
         model, kwargs = loaded.model.train(), with_labels(loaded.model, loaded.kwargs)
         bar.step("capturing the training step", 0, 0)
         started = time.perf_counter()
-        program = from_exported(export_training(model, loaded.args, kwargs))
+        program = only_losses(from_exported(export_training(model, loaded.args, kwargs)))
         captured = time.perf_counter() - started
         bar.step("planning", 0, 0)
         started = time.perf_counter()

@@ -21,6 +21,7 @@ from quire.errors import CaptureError, InputError, QuireError
 from quire.plan.layout import Layout
 from quire.plan.shard import choose
 from quire.plan.shard_flow import Placer
+from quire.plan.shard_head import find_head, only_losses
 from quire.plan.shard_memory import plan_memory
 from quire.plan.shard_plan import ShardPlan, Way
 from quire.plan.shard_sites import find_sites
@@ -42,9 +43,10 @@ def shard(
 
     `example` is a batch at full length: keyword inputs, or a sequence of positional ones. The
     result takes a whole batch or this rank's part of it; parameters are shared with `model`.
-    Losses are whole on every rank; other outputs hold this rank's rows (`outputs="part"`) or all
-    (`"whole"`). Parameter gradients are averaged over the mesh dim after backward, unless
-    `reduce_gradients` is False: then leave that to DDP or FSDP2 over data × sequence ranks.
+    Losses are whole on every rank; other outputs hold this rank's rows (`outputs="part"`), all
+    (`"whole"`), or are None (`"loss"`: then scores need not be there all at once). Parameter
+    gradients are averaged over the mesh dim after backward, unless `reduce_gradients` is False:
+    then leave that to DDP or FSDP2 over data × sequence ranks.
 
     `memory` is a budget per device for a training step ("70GiB", bytes); layers are recomputed
     or offloaded where it asks for that.
@@ -60,14 +62,16 @@ def shard(
             allowed="one dim, the sequence's",
             fix='give the part of it: mesh["sp"]',
         )
-    if outputs not in ("part", "whole"):
-        raise InputError(f"outputs={outputs!r}", allowed='"part" or "whole"')
+    if outputs not in ("part", "whole", "loss"):
+        raise InputError(f"outputs={outputs!r}", allowed='"part", "whole" or "loss"')
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
     topology = topology_of(links, mesh.device_type)
     budget = device_budget(memory)
 
     def build(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Built:
         program = from_exported(export_training(model, args, kwargs))
+        if outputs == "loss":
+            program = only_losses(program)
         plan = plan_shards(program, mesh.size(), topology, ways=ways, budget=budget)
         return built(model, program, plan, whole_outputs=outputs == "whole")
 
@@ -107,6 +111,7 @@ def plan_shards(
     choice = choose(sites, ranks, topology, room=budget, ways=ways)
     spreading = Placer(program, sites, ranks, choice.orders[0]).run()
     held = max((c.held for c in choice.chosen), default=0)
+    head = find_head(program, spreading.steps, spreading.places)
     memory = plan_memory(
         program,
         sites,
@@ -116,6 +121,7 @@ def plan_shards(
         ranks=ranks,
         budget=budget,
         held=held,
+        head=head,
     )
     inputs = tuple(
         (i.target, at)
@@ -136,6 +142,8 @@ def plan_shards(
         notes=spreading.notes,
         memory=memory,
         links=topology.name,
+        head=() if head is None else tuple(n.name for n in head.scores),
+        head_parts=memory.head_parts,
     )
 
 

@@ -201,14 +201,32 @@ class _Writer:
 
     def _loss(self, op: Op, names: list[str]) -> None:
         weight = op["weight"]
+        scores, call = f"‹{names[op['self'].index]}›", "cross_entropy"
+        if self.plan.head_parts > 1:
+            rows, function = self._head()
+            scores, call = f"‹{rows}›, {function}, {self.plan.head_parts}", "cross_entropy_in_parts"
         args = [
-            f"‹{names[op['self'].index]}›",
+            scores,
             f"‹{names[op['target'].index]}›",
             "None" if weight is None else f"‹{names[weight.index]}›",
             *(repr(op[k]) for k in ("reduction", "ignore_index", "label_smoothing")),
             "GROUP",
         ]
-        self._add(f"ranks.cross_entropy({', '.join(args)})", op.node.name)
+        self._add(f"ranks.{call}({', '.join(args)})", op.node.name)
+
+    def _head(self) -> tuple[str, str]:
+        """What the scores are made from, and the function that makes those of some rows of it."""
+        by_name = {n.name: n for n in self.program.ops}
+        ops = [self.program.ops[by_name[name]] for name in self.plan.head]
+        names = self._operands(ops[0], self.steps[ops[0].node.name])
+        made = f"{_path(ops[0].target)}({', '.join(_arguments(ops[0], ops[0].target, names, {}))})"
+        made = made.replace(f"‹{names[0]}›", "rows", 1)
+        for op in ops[1:]:
+            if op.is_view:  # rows laid out otherwise: here they are rows already
+                continue
+            inner = _arguments(op, op.target, ["rows"], {})
+            made = f"{_path(op.target)}({', '.join(inner)})".replace("‹rows›", made, 1)
+        return names[0], f"lambda rows: {made}"
 
     def _fixed(self, op: Op, step: Step, names: list[str]) -> None:
         (_, placed), changed = step.gathers[0], dict(step.changed)

@@ -3,13 +3,15 @@
 A *region* is the largest module that holds one attention and no other: a layer. What autograd
 keeps of it for backward is read from the graph: operands of products and of nonlinear ops, once
 each; what only moves, adds or sums is not kept. A region may keep all that, keep only what it
-reads from outside and compute again, or send what it keeps to the host and fetch it back.
+reads from outside and compute again, or send either to the host and fetch it back. Scores and
+loss may go in parts of the rows (`shard_head`).
 
 Equal regions are one, so that trying every number of each kind is exact.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -21,14 +23,17 @@ from quire.capture.program import Program
 from quire.cost.collectives import Topology
 from quire.errors import BudgetError
 from quire.flow.registry import flow_of
+from quire.plan.shard_head import Head
 from quire.plan.shard_plan import Placed, Site
 
-Keep = Literal["keep", "recompute", "offload"]
+Keep = Literal["keep", "recompute", "offload", "recompute, border offloaded"]
 
 HOST_BANDWIDTH = 25e9
 """Bytes/s between device and host, one direction (PCIe 4 ×16, pinned)."""
 
 CONTENTION = 0.05
+
+HEAD_PARTS = (1, 2, 4, 8, 16, 32, 64)
 
 STATE_BYTES = 16
 """Per parameter: half-precision weight and gradient, fp32 weight and two moments of Adam."""
@@ -58,13 +63,19 @@ class Memory:
     regions: tuple[tuple[Region, Keep], ...]
     working: int
     extra_seconds: float
+    head_parts: int = 1
+    """Parts that scores and loss are computed in."""
 
     @property
     def peak(self) -> int:
-        kept = sum(
-            r.kept if how == "keep" else r.border for r, how in self.regions if how != "offload"
-        )
-        return self.states + self.outside + self.working + kept
+        return self.states + self.outside + self.working + self.kept
+
+    @property
+    def kept(self) -> int:
+        """Bytes of all regions when the last of them is done, and of the one under way in backward
+        that was computed again or fetched back."""
+        still = sum(_still(r, how) for r, how in self.regions)
+        return still + max((r.kept for r, how in self.regions if how != "keep"), default=0)
 
     def how(self, module: str) -> Keep:
         return next((how for region, how in self.regions if region.module == module), "keep")
@@ -78,8 +89,14 @@ class Memory:
         return (
             f"memory (predicted): peak {self.peak / 2**30:.2f} GiB, budget {budget}; states "
             f"{self.states / 2**30:.2f}, outside layers {self.outside / 2**30:.2f}, working "
-            f"{self.working / 2**30:.2f} GiB; layers: {shown}; {self.extra_seconds:.3f} s extra"
+            f"{self.working / 2**30:.2f} GiB; layers: {shown}; scores and loss in "
+            f"{self.head_parts} parts; {self.extra_seconds:.3f} s extra"
         )
+
+
+def _still(region: Region, how: Keep) -> int:
+    """Bytes on the device between a region's forward and its backward."""
+    return {"keep": region.kept, "recompute": region.border}.get(how, 0)
 
 
 def regions_of(sites: tuple[Site, ...], paths: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -101,6 +118,7 @@ def plan_memory(
     ranks: int,
     budget: int | None,
     held: int,
+    head: Head | None = None,
 ) -> Memory:
     """The choice with the least extra time that keeps `budget` (None: keep everything).
 
@@ -118,6 +136,7 @@ def plan_memory(
         n: next((p for p in paths[n.name] if p in home), "") for n in program.graph.nodes
     }
     nbytes = {n: _bytes(program, n, places, rows) for n in program.infos}
+    scores = set(head.scores if head is not None else ())
     kept: dict[str, int] = {}
     border: dict[str, int] = {}
     flops: dict[str, float] = {}
@@ -126,6 +145,8 @@ def plan_memory(
     for node in program.infos:
         # What the attentions do without (masks, repeated keys) has no place.
         if node.op == "placeholder" or node not in places:
+            continue
+        if node in scores:
             continue
         where = inside[node]
         largest[where] = max(largest.get(where, 0), nbytes[node])
@@ -155,7 +176,32 @@ def plan_memory(
     )
     working = held + 3 * max(largest.values(), default=0)
     states = STATE_BYTES * parameters // ranks + 2 * 2 * parameters // max(len(regions), 1)
-    return choose_memory(regions, states, kept.get("", 0), working, budget)
+    outside = kept.get("", 0)
+    if head is None:
+        return choose_memory(regions, states, outside, working, budget)
+    again = float(flow_of(program.ops[head.linear]).flops) / topology.flops
+    again *= _share(program, head.linear, places, rows)
+    scored = 3 * max(nbytes[n] for n in head.scores)
+
+    def choose(parts: int) -> Memory:
+        found = choose_memory(regions, states, outside, max(working, scored // parts), budget)
+        extra = found.extra_seconds + (again if parts > 1 else 0.0)
+        return attrs.evolve(found, extra_seconds=extra, head_parts=parts)
+
+    return _best_parts(choose)
+
+
+def _best_parts(choose: Callable[[int], Memory]) -> Memory:
+    """Scores, their gradient, and one more while one is made from the other, in the parts that
+    cost least of those that fit. Raises BudgetError if none does."""
+    able: list[Memory] = []
+    for parts in HEAD_PARTS:
+        try:
+            able.append(choose(parts))
+        except BudgetError:
+            if parts == HEAD_PARTS[-1] and not able:
+                raise
+    return min(able, key=lambda m: (m.extra_seconds, m.head_parts))
 
 
 def choose_memory(
@@ -169,23 +215,30 @@ def choose_memory(
     for members in groups.values():
         one = members[0]
         # Copies hide behind compute, but for a share that contends with it.
-        copy = one.kept / HOST_BANDWIDTH
-        copy = max(CONTENTION * copy, copy - one.seconds)
+        kinds: list[tuple[Keep, float]] = [
+            ("keep", 0.0),
+            ("recompute", one.seconds),
+            ("offload", 2 * _copy_seconds(one.kept, one.seconds)),
+            (
+                "recompute, border offloaded",
+                one.seconds + 2 * _copy_seconds(one.border, one.seconds),
+            ),
+        ]
         step: list[_Row] = []
-        for again in range(len(members) + 1):
-            for sent in range(len(members) + 1 - again):
-                hows: list[Keep] = ["recompute"] * again + ["offload"] * sent
-                hows += ["keep"] * (len(members) - again - sent)
-                seconds = again * one.seconds + sent * 2 * copy
-                size = again * one.border + (len(members) - again - sent) * one.kept
+        for a, b in itertools.combinations(kinds, 2):
+            for first in range(len(members) + 1):
+                second = len(members) - first
+                hows: list[Keep] = [a[0]] * first + [b[0]] * second
+                seconds = first * a[1] + second * b[1]
+                size = first * _still(one, a[0]) + second * _still(one, b[0])
                 step.append((seconds, size, tuple(zip(members, hows, strict=True))))
         best = _frontier(
             [(a + s, b + n, (*x, *y)) for a, b, x in best for s, n, y in _frontier(step)]
         )
     fixed = states + outside + working
-    able = [row for row in best if budget is None or fixed + row[1] <= budget]
+    able = [row for row in best if budget is None or fixed + _size(row) <= budget]
     if not able:
-        low = min(best, key=lambda row: row[1])
+        low = min(best, key=_size)
         least = Memory(budget, states, outside, low[2], working, low[0])
         raise BudgetError(
             f"no plan fits {budget} bytes a device; the best needs {least.peak} bytes",
@@ -199,6 +252,17 @@ def choose_memory(
         )
     seconds, _, chosen = min(able, key=lambda row: (row[0], row[1]))
     return Memory(budget, states, outside, chosen, working, seconds)
+
+
+def _size(row: _Row) -> int:
+    """Bytes held, with the region that backward is at."""
+    return row[1] + max((r.kept for r, how in row[2] if how != "keep"), default=0)
+
+
+def _copy_seconds(nbytes: int, compute: float) -> float:
+    """What copies add: they hide behind compute, but for a share that contends with it."""
+    copy = nbytes / HOST_BANDWIDTH
+    return max(CONTENTION * copy, copy - compute)
 
 
 def _frontier(rows: list[_Row]) -> list[_Row]:

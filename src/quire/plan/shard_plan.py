@@ -115,6 +115,9 @@ class ShardPlan:
     notes: tuple[str, ...] = ()
     memory: Any = None
     links: str = ""
+    head: tuple[str, ...] = ()
+    """Nodes of the scores, if they are computed in `head_parts` parts within the loss."""
+    head_parts: int = 1
 
     def layout(self, size: int) -> Layout:
         return Layout(size, self.ranks, self.order)

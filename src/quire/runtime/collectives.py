@@ -12,11 +12,13 @@ The rank is read when an op runs: every rank runs the same graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from quire.plan.layout import Layout
 from quire.runtime.failure import guarded, resolve
@@ -319,6 +321,43 @@ def cross_entropy(
     """Cross entropy of rows spread over the ranks: their sum, or (`reduction` 1) that over the
     number, or weight, of all rows that count on all ranks. Padding rows have the target
     `ignore_index`."""
+    total, count = _summed(scores, target, weight, ignore_index, label_smoothing)
+    return _joined(total, count, reduction, scores.dtype, group)
+
+
+def cross_entropy_in_parts(
+    rows: Tensor,
+    make_scores: Callable[[Tensor], Tensor],
+    parts: int,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    group: str,
+) -> Tensor:
+    """The same of the scores `make_scores(rows)`, `[n, width]` → `[n, classes]`, made for a part of
+    the rows at a time, and again in backward: only one part's scores are there at once."""
+
+    def some(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return _summed(make_scores(rows), target, weight, ignore_index, label_smoothing)
+
+    rows, target = rows.flatten(0, -2), target.flatten()
+    pairs = zip(rows.tensor_split(parts), target.tensor_split(parts), strict=True)
+    found = [checkpoint(some, a, b, use_reentrant=False) for a, b in pairs]
+    total = torch.stack([t for t, _ in found]).sum()
+    count = torch.stack([c for _, c in found]).sum()
+    return _joined(total, count, reduction, rows.dtype, group)
+
+
+def _summed(
+    scores: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """The sum of the rows' losses, and the number, or weight, of the rows that count."""
     total = torch.nn.functional.cross_entropy(
         scores,
         target,
@@ -328,12 +367,15 @@ def cross_entropy(
         label_smoothing=label_smoothing,
     )
     wide = torch.float32 if scores.dtype in (torch.float16, torch.bfloat16) else scores.dtype
-    if reduction != 1:
-        return sum_ranks(total.to(wide), group).to(scores.dtype)
     valid = target != ignore_index
     if weight is None:
-        count = valid.sum().to(wide)
-    else:
-        count = torch.where(valid, weight[torch.where(valid, target, 0)], 0).sum().to(wide)
-    both = sum_ranks(torch.stack([total.to(wide), count]), group)
-    return (both[0] / both[1]).to(scores.dtype)
+        return total.to(wide), valid.sum().to(wide)
+    counted = torch.where(valid, weight[torch.where(valid, target, 0)], 0)
+    return total.to(wide), counted.sum().to(wide)
+
+
+def _joined(total: Tensor, count: Tensor, reduction: int, dtype: torch.dtype, group: str) -> Tensor:
+    if reduction != 1:
+        return sum_ranks(total, group).to(dtype)
+    both = sum_ranks(torch.stack([total, count]), group)
+    return (both[0] / both[1]).to(dtype)

@@ -7,6 +7,7 @@ shared with the model given.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import linecache
@@ -130,12 +131,15 @@ class _Part:
         path: str = self._quire_path  # type: ignore[attr-defined]
         function = runner.tables[path][runner.current, quire_call]
         how = runner.keeps[runner.current].get(path, "keep")
-        if how == "recompute" and torch.is_grad_enabled():
-            return checkpoint(function, self, *values, use_reentrant=False)
-        if how == "offload" and torch.is_grad_enabled():
-            with save_on_cpu(pin_memory=runner.mesh.device_type == "cuda"):
+        if how == "keep" or not torch.is_grad_enabled():
+            return function(self, *values)
+        with contextlib.ExitStack() as stack:
+            if how != "recompute":
+                pinned = runner.mesh.device_type == "cuda"
+                stack.enter_context(save_on_cpu(pin_memory=pinned))
+            if how == "offload":
                 return function(self, *values)
-        return function(self, *values)
+            return checkpoint(function, self, *values, use_reentrant=False)
 
 
 class ShardedModule:
