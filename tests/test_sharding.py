@@ -132,18 +132,27 @@ def test_bf16(ranks: Any, way: str) -> None:
 
 
 def test_this_ranks_part_does_as_well_as_the_whole_batch(ranks: Any) -> None:
-    answers = ranks.run(_sharded, family="llama", size=32, ranks=4, way="ulysses", part=True)
-    _check(answers, *_alone("llama", 32))
+    answers = ranks.run(_sharded, family="llama", size=37, ranks=4, way="ulysses", part=True)
+    _check(answers, *_alone("llama", 37))
 
 
-def test_nothing_is_sent_but_attention_loss_and_gradients(ranks: Any) -> None:
-    """Bytes at the collectives are the plan's, and the loss's two numbers each way."""
-    for answer in ranks.run(_sharded, family="llama", size=32, ranks=4, way="ulysses"):
-        assert set(answer["calls"]) == {"all_to_all_single", "all_reduce"}
-        # Two layers, there and back, forward and backward; the loss forward and backward.
-        assert answer["calls"]["all_to_all_single"] == 8
-        assert answer["calls"]["all_reduce"] == 2
-        assert answer["sent"] == answer["planned"] + 2 * (2 * 8 * 3 // 4)
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_is_sent_but_attention_loss_and_gradients(ranks: Any, way: str) -> None:
+    """Bytes at the collectives are the plan's, the loss's two numbers each way, the gradients'."""
+    own = {
+        # Two layers, there and back, forward and backward.
+        "ulysses": {"all_to_all_single": 8},
+        # Three hops forward; in backward again, and four of the gradients, which go home.
+        "ring": {"ring": 12, "ring gradients": 8},
+        "gathered": {"all_gather_into_tensor": 2, "reduce_scatter_tensor": 2},
+        "hybrid": {"all_to_all_single": 8, "ring": 4, "ring gradients": 4},
+    }[way]
+    parameters = sum(p.numel() for p in build("llama", 37)[0].parameters())
+    for answer in ranks.run(_sharded, family="llama", size=37, ranks=4, way=way):
+        # The loss forward and backward, and one bucket of gradients.
+        assert answer["calls"] == {**own, "all_reduce": 3}
+        loss, gradients = 2 * (2 * 8 * 3 // 4), 2 * 4 * parameters * 3 // 4
+        assert answer["sent"] == answer["planned"] + loss + gradients
 
 
 def _steps(ranks: int) -> list[float]:

@@ -70,8 +70,10 @@ def test_fsdp2_over_data_and_sequence_ranks(ranks: Any) -> None:
 
 
 def _new_length() -> list[tuple[float, float]]:
+    if dist.get_rank() >= 2:  # two are enough
+        return []
     model, batch = build("llama", 37)
-    small = quire.shard(model, batch, mesh=mesh(4))
+    small = quire.shard(model, batch, mesh=mesh(2))
     found = []
     for size in (37, 22, 37):
         _, batch = build("llama", size)
@@ -80,29 +82,35 @@ def _new_length() -> list[tuple[float, float]]:
 
 
 def test_a_new_length_is_planned_and_kept(ranks: Any) -> None:
-    for answer in ranks.run(_new_length):
+    answers = ranks.run(_new_length)
+    assert [len(a) for a in answers] == [3, 3, 0, 0]
+    for answer in answers:
         for sharded, whole in answer:
             assert abs(sharded - whole) <= 1e-5 * abs(whole)
 
 
-def _evaluated() -> tuple[torch.Tensor, torch.Tensor]:
+def _evaluated() -> tuple[torch.Tensor, torch.Tensor] | None:
     """A prefill: no labels, no gradient, logits of all rows."""
+    if dist.get_rank() >= 2:
+        return None
     model, batch = build("llama", 37)
     model.eval()
     ids = batch["input_ids"]
     with torch.no_grad():
-        small = quire.shard(model, {"input_ids": ids}, mesh=mesh(4), outputs="whole")
+        small = quire.shard(model, {"input_ids": ids}, mesh=mesh(2), outputs="whole")
         return small(input_ids=ids).logits, model(input_ids=ids).logits
 
 
 def test_prefill_without_gradients(ranks: Any) -> None:
-    for sharded, whole in ranks.run(_evaluated):
+    for sharded, whole in ranks.run(_evaluated)[:2]:
         torch.testing.assert_close(sharded, whole, rtol=1e-4, atol=1e-5)
 
 
-def _compiled() -> tuple[list[float], list[Any]]:
+def _compiled() -> tuple[list[float], list[Any]] | None:
+    if dist.get_rank() >= 2:
+        return None
     model, batch = build("llama", 37)
-    small = quire.shard(model, batch, mesh=mesh(4))
+    small = quire.shard(model, batch, mesh=mesh(2))
     losses, grads = [], []
     for call in (small, torch.compile(small, backend="aot_eager")):
         small.zero_grad()
@@ -114,7 +122,7 @@ def _compiled() -> tuple[list[float], list[Any]]:
 
 
 def test_torch_compile_takes_the_result(ranks: Any) -> None:
-    for losses, (eager, compiled) in ranks.run(_compiled):
+    for losses, (eager, compiled) in ranks.run(_compiled)[:2]:
         assert abs(losses[0] - losses[1]) <= 1e-6 * losses[0]
         for name, grad in eager.items():
             torch.testing.assert_close(compiled[name], grad, rtol=1e-5, atol=1e-7)

@@ -75,6 +75,8 @@ def shard(
     with Bar(err) as bar:
         bar.step("loading the model, without weights", 0, 0)
         loaded = load_target(target, Options(size, batch, "sdpa", dtype, "meta"))
+        if not isinstance(loaded.model, torch.nn.Module):
+            raise QuireError("a .pt2 file", where=target, allowed="a model that can be trained")
         model, kwargs = loaded.model.train(), with_labels(loaded.model, loaded.kwargs)
         bar.step("capturing the training step", 0, 0)
         started = time.perf_counter()

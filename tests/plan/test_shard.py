@@ -12,7 +12,7 @@ from quire.cost.collectives import ETHERNET, NVLINK4, TOPOLOGIES, Link, Topology
 from quire.errors import BudgetError
 from quire.plan.shard import choose, orders, reorder_seconds
 from quire.plan.shard_cost import _below, candidate, candidates, work_share
-from quire.plan.shard_plan import Site
+from quire.plan.shard_plan import ShardPlan, Site
 
 
 def site(**given: object) -> Site:
@@ -86,16 +86,33 @@ def test_equal_to_trying_every_assignment(seed: int, one_order: bool) -> None:
     assert found.seconds == pytest.approx(best, rel=1e-12)
 
 
+def _explained(one: Site, ranks: int, topology: Topology) -> tuple[str, str]:
+    """The way chosen, and what explain says of it: the line of the winner, and why."""
+    found = choose([one], ranks, topology)
+    plan = ShardPlan(
+        ranks, found.orders[0], (one,), found.chosen, found.tried, (), (), (), links=topology.name
+    )
+    lines = plan.explain().splitlines()
+    assert f"({topology.name})" in lines[0]
+    # Every candidate is there, with its bytes, exposed milliseconds and memory.
+    assert len([x for x in lines if "exposed" in x or "not possible" in x]) == len(found.tried[0])
+    (winner,) = [x for x in lines if x.startswith("  →")]
+    assert all(word in winner for word in ("MiB forward", "exposed", "held"))
+    return found.chosen[0].way, winner + lines[-1]
+
+
 def test_three_regimes() -> None:
     """Few bytes decide on slow links, evenness on fast ones, the two levels across nodes."""
     fast = Topology("one node", 8, NVLINK4, NVLINK4, 4e14, 8e10)
-    assert choose([site(kv=32)], 8, fast).chosen[0].way == "ulysses"
+    way, text = _explained(site(kv=32), 8, fast)
+    assert way == "ulysses" and "ulysses:" in text and "ahead" in text
     slow = Topology("two machines", 1, ETHERNET, ETHERNET, 1e13, 8e10)
     few = site(kv=1, heads=32, q_size=1 << 17, k_size=1 << 17)
-    assert choose([few], 2, slow).chosen[0].way == "ring"
-    nodes = TOPOLOGIES["h100"]
+    way, text = _explained(few, 2, slow)
+    assert way == "ring" and "ring:" in text and "hides more" in text
     long = site(heads=32, kv=8, q_size=1 << 17, k_size=1 << 17)
-    assert choose([long], 64, nodes).chosen[0].way == "hybrid"
+    way, text = _explained(long, 64, TOPOLOGIES["h100"])
+    assert way == "hybrid" and "hybrid, Ulysses" in text
 
 
 @pytest.mark.parametrize("kv", [8, 32])

@@ -22,10 +22,10 @@ def export_training(
 
     Raises CaptureError, naming the line in the model.
     """
-    args, kwargs = _apart((tuple(args), dict(kwargs or {})))
+    given, kwargs = _apart((tuple(args), dict(kwargs or {})))
     try:
         with torch.enable_grad():
-            exported = torch.export.export(model, args, kwargs, strict=False)
+            exported = torch.export.export(model, given, kwargs, strict=False)
     except Exception as error:
         raise CaptureError(
             f"torch.export could not capture {type(model).__name__}: {first_line(error)}",

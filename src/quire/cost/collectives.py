@@ -33,6 +33,8 @@ class Topology:
     """Attainable FLOP/s of a device in attention and matrix products, half precision."""
     memory: float
     """Bytes of a device."""
+    host: float = 0.0
+    """Bytes of the host's memory for each device, to offload to."""
 
     def group(self, ranks: int, stride: int = 1) -> Link:
         """The link that `ranks` devices, `stride` apart, are bound by."""
@@ -74,10 +76,10 @@ ETHERNET = Link("Ethernet 25 Gb/s", 30e-6, 0.9 * 25e9 / 8)
 LOOPBACK = Link("Gloo over loopback", 60e-6, 1.0e9)
 
 TOPOLOGIES = {
-    "h100": Topology("H100 SXM, NVLink 4, NDR", 8, NVLINK4, NDR, 0.5 * 989e12, 80e9),
-    "h200": Topology("H200 SXM, NVLink 4, NDR", 8, NVLINK4, NDR, 0.5 * 989e12, 141e9),
-    "a100": Topology("A100 SXM, NVLink 3, HDR", 8, NVLINK3, HDR, 0.55 * 312e12, 80e9),
-    "l40s": Topology("L40S, PCIe 4, Ethernet", 8, PCIE4, ETHERNET, 0.5 * 362e12, 48e9),
-    "h100-pcie": Topology("H100 PCIe 5, NDR", 8, PCIE5, NDR, 0.5 * 756e12, 80e9),
+    "h100": Topology("H100 SXM, NVLink 4, NDR", 8, NVLINK4, NDR, 0.5 * 989e12, 80e9, 200e9),
+    "h200": Topology("H200 SXM, NVLink 4, NDR", 8, NVLINK4, NDR, 0.5 * 989e12, 141e9, 200e9),
+    "a100": Topology("A100 SXM, NVLink 3, HDR", 8, NVLINK3, HDR, 0.55 * 312e12, 80e9, 100e9),
+    "l40s": Topology("L40S, PCIe 4, Ethernet", 8, PCIE4, ETHERNET, 0.5 * 362e12, 48e9, 60e9),
+    "h100-pcie": Topology("H100 PCIe 5, NDR", 8, PCIE5, NDR, 0.5 * 756e12, 80e9, 200e9),
     "cpu": Topology("CPU ranks, Gloo", 1, LOOPBACK, LOOPBACK, 5e10, 16e9),
 }

@@ -35,7 +35,7 @@ class _Widths:
 def candidates(site: Site, ranks: int, order: int, topology: Topology) -> tuple[Candidate, ...]:
     """All ways to do the attention at `site` with sequences in `order`, the impossible ones too."""
     ways: list[tuple[Way, int]] = [("ulysses", 1), ("ring", ranks), ("gathered", 1)]
-    ways += [("hybrid", r) for r in range(2, ranks) if ranks % r == 0]
+    ways.extend(("hybrid", r) for r in range(2, ranks) if ranks % r == 0)
     if site.plain:
         ways = [("rows", 1)]
     return tuple(candidate(site, way, ring_of, ranks, order, topology) for way, ring_of in ways)

@@ -205,9 +205,8 @@ class Placer:
             # Integers (positions, ids) are small: whole, and cut where they are used.
             wanted = self.wants.get(op.node) if op.out.dtype.is_floating_point else None
             found = self._axis_for(op, wanted) if wanted is not None else None
-            if found is None:
-                return Step(name, "whole", tuple(None for _ in op.outputs))
-            return self._local(op, found[0], found[1], held)
+            step = self._local(op, *found, held) if found is not None else None
+            return step or Step(name, "whole", tuple(None for _ in op.outputs))
         if op.target in LOSSES and (step := self._loss(op, held)) is not None:
             return step
         options = [

@@ -5,16 +5,12 @@ keeps of it for backward is read from the graph: operands of products and of non
 each; what only moves, adds or sums is not kept. A region may keep all that, keep only what it
 reads from outside and compute again, or send either to the host and fetch it back. Scores and
 loss may go in parts of the rows (`shard_head`).
-
-Equal regions are one, so that trying every number of each kind is exact.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 from torch import fx
@@ -24,33 +20,13 @@ from quire.cost.collectives import Topology
 from quire.errors import BudgetError
 from quire.flow.registry import flow_of
 from quire.plan.shard_head import Head
+from quire.plan.shard_keep import Keep, Region, Row, choices
 from quire.plan.shard_plan import Placed, Site
-
-Keep = Literal["keep", "recompute", "offload", "recompute, border offloaded"]
-
-HOST_BANDWIDTH = 25e9
-"""Bytes/s between device and host, one direction (PCIe 4 ×16, pinned)."""
-
-CONTENTION = 0.05
 
 HEAD_PARTS = (1, 2, 4, 8, 16, 32, 64)
 
 STATE_BYTES = 16
 """Per parameter: half-precision weight and gradient, fp32 weight and two moments of Adam."""
-
-
-@attrs.frozen
-class Region:
-    """Bytes kept for backward and at its border, seconds of its forward."""
-
-    module: str
-    kept: int
-    border: int
-    seconds: float
-
-
-_Row = tuple[float, int, tuple[tuple[Region, Keep], ...]]
-"""Extra seconds, bytes held, and what each region does."""
 
 
 @attrs.frozen
@@ -74,11 +50,11 @@ class Memory:
     def kept(self) -> int:
         """Bytes of all regions when the last of them is done, and of the one under way in backward
         that was computed again or fetched back."""
-        still = sum(_still(r, how) for r, how in self.regions)
-        return still + max((r.kept for r, how in self.regions if how != "keep"), default=0)
+        return Row.of(self.regions).held
 
     def how(self, module: str) -> Keep:
-        return next((how for region, how in self.regions if region.module == module), "keep")
+        found: Iterator[Keep] = (how for region, how in self.regions if region.module == module)
+        return next(found, "keep")
 
     def explain(self) -> str:
         counts: dict[str, int] = {}
@@ -92,11 +68,6 @@ class Memory:
             f"{self.working / 2**30:.2f} GiB; layers: {shown}; scores and loss in "
             f"{self.head_parts} parts; {self.extra_seconds:.3f} s extra"
         )
-
-
-def _still(region: Region, how: Keep) -> int:
-    """Bytes on the device between a region's forward and its backward."""
-    return {"keep": region.kept, "recompute": region.border}.get(how, 0)
 
 
 def regions_of(sites: tuple[Site, ...], paths: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -178,13 +149,14 @@ def plan_memory(
     states = STATE_BYTES * parameters // ranks + 2 * 2 * parameters // max(len(regions), 1)
     outside = kept.get("", 0)
     if head is None:
-        return choose_memory(regions, states, outside, working, budget)
+        return choose_memory(regions, states, outside, working, budget, topology.host)
     again = float(flow_of(program.ops[head.linear]).flops) / topology.flops
     again *= _share(program, head.linear, places, rows)
     scored = 3 * max(nbytes[n] for n in head.scores)
 
     def choose(parts: int) -> Memory:
-        found = choose_memory(regions, states, outside, max(working, scored // parts), budget)
+        live = max(working, scored // parts)
+        found = choose_memory(regions, states, outside, live, budget, topology.host)
         extra = found.extra_seconds + (again if parts > 1 else 0.0)
         return attrs.evolve(found, extra_seconds=extra, head_parts=parts)
 
@@ -205,41 +177,20 @@ def _best_parts(choose: Callable[[int], Memory]) -> Memory:
 
 
 def choose_memory(
-    regions: tuple[Region, ...], states: int, outside: int, working: int, budget: int | None
+    regions: tuple[Region, ...],
+    states: int,
+    outside: int,
+    working: int,
+    budget: int | None,
+    host: float,
 ) -> Memory:
-    """Least extra seconds within `budget`: how many of each kind of region recompute or offload."""
-    groups: dict[tuple[int, int, float], list[Region]] = {}
-    for region in regions:
-        groups.setdefault((region.kept, region.border, region.seconds), []).append(region)
-    best: list[_Row] = [(0.0, 0, ())]
-    for members in groups.values():
-        one = members[0]
-        # Copies hide behind compute, but for a share that contends with it.
-        kinds: list[tuple[Keep, float]] = [
-            ("keep", 0.0),
-            ("recompute", one.seconds),
-            ("offload", 2 * _copy_seconds(one.kept, one.seconds)),
-            (
-                "recompute, border offloaded",
-                one.seconds + 2 * _copy_seconds(one.border, one.seconds),
-            ),
-        ]
-        step: list[_Row] = []
-        for a, b in itertools.combinations(kinds, 2):
-            for first in range(len(members) + 1):
-                second = len(members) - first
-                hows: list[Keep] = [a[0]] * first + [b[0]] * second
-                seconds = first * a[1] + second * b[1]
-                size = first * _still(one, a[0]) + second * _still(one, b[0])
-                step.append((seconds, size, tuple(zip(members, hows, strict=True))))
-        best = _frontier(
-            [(a + s, b + n, (*x, *y)) for a, b, x in best for s, n, y in _frontier(step)]
-        )
+    """Least extra seconds within `budget`, and `host` bytes of the host."""
+    rows = choices(regions, host)
     fixed = states + outside + working
-    able = [row for row in best if budget is None or fixed + _size(row) <= budget]
+    able = [row for row in rows if budget is None or fixed + row.held <= budget]
     if not able:
-        low = min(best, key=_size)
-        least = Memory(budget, states, outside, low[2], working, low[0])
+        low = min(rows, key=lambda row: row.held)
+        least = Memory(budget, states, outside, low.hows, working, low.seconds)
         raise BudgetError(
             f"no plan fits {budget} bytes a device; the best needs {least.peak} bytes",
             best=None,
@@ -247,31 +198,12 @@ def choose_memory(
                 f"parameters, gradients and optimiser: {states} bytes",
                 f"outside layers (embedding, head, loss): {outside} bytes",
                 f"largest working set: {working} bytes",
+                f"layers, recomputed or offloaded: {least.kept} bytes",
             ),
             fix="more devices, more memory, or a shorter sequence",
         )
-    seconds, _, chosen = min(able, key=lambda row: (row[0], row[1]))
-    return Memory(budget, states, outside, chosen, working, seconds)
-
-
-def _size(row: _Row) -> int:
-    """Bytes held, with the region that backward is at."""
-    return row[1] + max((r.kept for r, how in row[2] if how != "keep"), default=0)
-
-
-def _copy_seconds(nbytes: int, compute: float) -> float:
-    """What copies add: they hide behind compute, but for a share that contends with it."""
-    copy = nbytes / HOST_BANDWIDTH
-    return max(CONTENTION * copy, copy - compute)
-
-
-def _frontier(rows: list[_Row]) -> list[_Row]:
-    """Those that no other beats in both seconds and bytes."""
-    found: list[_Row] = []
-    for row in sorted(rows, key=lambda r: r[:2]):
-        if not found or row[1] < found[-1][1]:
-            found.append(row)
-    return found
+    best = min(able, key=lambda row: (row.seconds, row.held))
+    return Memory(budget, states, outside, best.hows, working, best.seconds)
 
 
 def _keeps(op: object) -> bool:
