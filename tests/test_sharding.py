@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ import quire
 from quire.capture.export import from_exported
 from quire.capture.program import Program
 from quire.capture.training import export_training
+from quire.plan.shard_head import only_losses
 from quire.runtime.sharded import shard_tree
 from quire.runtime.wire import Wire
 from quire.sharding import built, plan_shards, topology_of
@@ -194,3 +196,27 @@ def test_a_budget_recomputes_layers_and_changes_no_gradient(ranks: Any) -> None:
         assert kept != ["keep", "keep"]
         assert found["peak"] < answer["peak"]
     _check([found for _, found in answers], *_alone("llama", 32))
+
+
+def _in_parts(parts: int) -> dict[str, Any]:
+    """Scores and loss in parts of the rows; whatever else the model gives is None."""
+    model, batch = build("llama", 37)
+
+    def make(model: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Any:
+        program = only_losses(from_exported(export_training(model, args, kwargs)))
+        plan = plan_shards(program, 4, topology_of(None, "cpu"))
+        assert plan.head
+        return built(model, program, attrs.evolve(plan, head_parts=parts))
+
+    small: Any = shard_tree(model, mesh(4), make, (), batch)
+    found = small(**batch)
+    assert found.logits is None
+    assert "cross_entropy_in_parts" in small.source("")
+    found.loss.backward()
+    grads = {n: p.grad for n, p in small.named_parameters() if p.grad is not None}
+    return {"loss": found.loss.detach(), "grads": grads}
+
+
+def test_scores_and_loss_in_parts_of_the_rows(ranks: Any) -> None:
+    """Ten rows of two sequences a rank, in three parts that are not equal."""
+    _check(ranks.run(_in_parts, parts=3), *_alone("llama", 37))

@@ -72,7 +72,7 @@ class Row:
 
 
 def _one(region: Region, how: Keep) -> Row:
-    hows = ((region, how),)
+    hows: tuple[tuple[Region, Keep], ...] = ((region, how),)
     if how == "keep":
         return Row(0.0, region.kept, 0, 0, hows)
     if how == "recompute":

@@ -10,7 +10,7 @@ loss may go in parts of the rows (`shard_head`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import attrs
 from torch import fx
@@ -53,8 +53,10 @@ class Memory:
         return Row.of(self.regions).held
 
     def how(self, module: str) -> Keep:
-        found: Iterator[Keep] = (how for region, how in self.regions if region.module == module)
-        return next(found, "keep")
+        for region, how in self.regions:
+            if region.module == module:
+                return how
+        return "keep"
 
     def explain(self) -> str:
         counts: dict[str, int] = {}
