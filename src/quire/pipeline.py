@@ -114,7 +114,7 @@ class Variant:
 
 
 NEAR = 1.02
-"""A plan this close to the fastest known needs no other variant."""
+"""A plan this close to the fastest of the first variant needs no other."""
 
 
 class Planning:
@@ -197,14 +197,15 @@ class Planning:
 
     def _fastest(self, room: int | None) -> tuple[list[Choice], Variant, ChunkPlanner] | None:
         best: tuple[float, list[Choice], Variant, ChunkPlanner] | None = None
-        fastest = float("inf")
+        near: float | None = None
         for variant, planner in self.planners():
-            fastest = min(fastest, planner.fastest)
+            # Later variants do more work: none is faster than the first with room enough.
+            near = near or NEAR * planner.fastest
             if (choices := planner.plan(room)) is not None:
                 seconds = sum(c.seconds for c in choices)
                 if best is None or seconds < best[0]:
                     best = seconds, choices, variant, planner
-            if best is not None and best[0] <= NEAR * fastest:
+            if best is not None and best[0] <= near:
                 break
         return best and best[1:]
 
