@@ -13,6 +13,7 @@ import quire
 from quire.capture.export import from_exported
 from quire.capture.program import Program
 from quire.capture.training import export_training
+from quire.errors import InputError
 from quire.plan.shard_head import only_losses
 from quire.runtime.sharded import shard_tree
 from quire.runtime.wire import Wire
@@ -27,7 +28,13 @@ _programs: dict[Any, Program] = {}
 
 
 def _shard(
-    model: nn.Module, batch: dict[str, torch.Tensor], ranks: int, way: str | None, key: Any
+    model: nn.Module,
+    batch: dict[str, torch.Tensor],
+    ranks: int,
+    way: str | None,
+    key: Any,
+    parts: bool = False,
+    memory: int | None = None,
 ) -> Any:
     """What quire.shard does, with the capture, which is most of its time, done once for a key."""
 
@@ -36,11 +43,12 @@ def _shard(
             _programs[key] = from_exported(export_training(model, args, kwargs))
         program = _programs[key]
         ways: Any = None if way is None else [way]
+        topology = topology_of(None, "cpu")
         return built(
-            model, program, plan_shards(program, ranks, topology_of(None, "cpu"), ways=ways)
+            model, program, plan_shards(program, ranks, topology, ways=ways, budget=memory)
         )
 
-    return shard_tree(model, mesh(ranks), make, (), batch)
+    return shard_tree(model, mesh(ranks), make, (), batch, parts=parts)
 
 
 def _sharded(
@@ -53,7 +61,7 @@ def _sharded(
     part: bool = False,
 ) -> dict[str, Any]:
     model, batch = build(family, size, dtype, packed)
-    small = _shard(model, batch, ranks, way, (family, size, packed, dtype))
+    small = _shard(model, batch, ranks, way, (family, size, packed, dtype), part)
     assert isinstance(small, type(model))
     assert list(small.state_dict()) == list(model.state_dict())
     if part:
@@ -138,6 +146,19 @@ def test_this_ranks_part_does_as_well_as_the_whole_batch(ranks: Any) -> None:
     _check(answers, *_alone("llama", 37))
 
 
+def _wrong_part() -> str:
+    model, batch = build("llama", 37)
+    small = _shard(model, batch, 4, "ulysses", ("llama", 37, False, torch.float32), True)
+    with pytest.raises(InputError) as found:
+        small(**{k: v[:, :5] for k, v in batch.items()})
+    return str(found.value)
+
+
+def test_a_part_of_another_size_is_refused(ranks: Any) -> None:
+    for text in ranks.run(_wrong_part):
+        assert "(2, 5)" in text and "this rank's rows" in text
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_is_sent_but_attention_loss_and_gradients(ranks: Any, way: str) -> None:
     """Bytes at the collectives are the plan's, the loss's two numbers each way, the gradients'."""
@@ -179,8 +200,8 @@ def test_twenty_steps_follow_the_same_curve(ranks: Any) -> None:
 
 
 def _within(memory: int | None) -> tuple[list[str], dict[str, Any]]:
-    model, batch = build("llama", 32)
-    small = quire.shard(model, batch, mesh=mesh(4), memory=memory)
+    model, batch = build("llama", 37)
+    small = _shard(model, batch, 4, None, ("llama", 37, False, torch.float32), memory=memory)
     loss = small(**batch).loss
     loss.backward()
     grads = {n: p.grad for n, p in small.named_parameters() if p.grad is not None}
@@ -195,7 +216,7 @@ def test_a_budget_recomputes_layers_and_changes_no_gradient(ranks: Any) -> None:
     for kept, found in answers:
         assert kept != ["keep", "keep"]
         assert found["peak"] < answer["peak"]
-    _check([found for _, found in answers], *_alone("llama", 32))
+    _check([found for _, found in answers], *_alone("llama", 37))
 
 
 def _in_parts(parts: int) -> dict[str, Any]:

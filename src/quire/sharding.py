@@ -36,13 +36,15 @@ def shard(
     memory: Memory = None,
     links: str | Topology | None = None,
     ways: Sequence[Way] | None = None,
+    inputs: str = "whole",
     outputs: str = "part",
     reduce_gradients: bool = True,
 ) -> nn.Module:
     """`model` with its sequence spread over the one dim of `mesh`, forward and backward.
 
     `example` is a batch at full length: keyword inputs, or a sequence of positional ones. The
-    result takes a whole batch or this rank's part of it; parameters are shared with `model`.
+    result takes whole batches, of any length, or with `inputs="part"` this rank's rows of a batch
+    like the example, by `model.plan.layout(size).runs(rank)`. Parameters are shared with `model`.
     Losses are whole on every rank; other outputs hold this rank's rows (`outputs="part"`), all
     (`"whole"`), or are None (`"loss"`: then scores need not be there all at once). Parameter
     gradients are averaged over the mesh dim after backward, unless `reduce_gradients` is False:
@@ -64,6 +66,8 @@ def shard(
         )
     if outputs not in ("part", "whole", "loss"):
         raise InputError(f"outputs={outputs!r}", allowed='"part", "whole" or "loss"')
+    if inputs not in ("whole", "part"):
+        raise InputError(f"inputs={inputs!r}", allowed='"whole" or "part"')
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
     topology = topology_of(links, mesh.device_type)
     budget = device_budget(memory)
@@ -75,7 +79,15 @@ def shard(
         plan = plan_shards(program, mesh.size(), topology, ways=ways, budget=budget)
         return built(model, program, plan, whole_outputs=outputs == "whole")
 
-    return shard_tree(model, mesh, build, args, kwargs, reduce_gradients=reduce_gradients)
+    return shard_tree(
+        model,
+        mesh,
+        build,
+        args,
+        kwargs,
+        reduce_gradients=reduce_gradients,
+        parts=inputs == "part",
+    )
 
 
 def built(

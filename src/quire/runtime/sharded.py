@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from quire.apply.shard import Lines
 from quire.apply.shard_code import Function
 from quire.capture.program import Program
+from quire.errors import InputError
 from quire.plan.shard_plan import Placed, ShardPlan
 from quire.runtime import collectives, sharded_attention
 
@@ -51,9 +52,11 @@ Build = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Built]
 class Runner:
     """What the modules of one sharded tree share."""
 
-    def __init__(self, original: nn.Module, mesh: DeviceMesh, build: Build) -> None:
+    def __init__(
+        self, original: nn.Module, mesh: DeviceMesh, build: Build, parts: bool = False
+    ) -> None:
         self.original, self.mesh, self.build = original, mesh, build
-        self.group = mesh.get_group()
+        self.parts, self.group = parts, mesh.get_group()
         self.built: dict[Any, Built] = {}
         self.tables: dict[str, dict[tuple[int, int], Any]] = {}
         self.serial: dict[int, int] = {}
@@ -175,9 +178,11 @@ def shard_tree(
     kwargs: Mapping[str, Any],
     *,
     reduce_gradients: bool = True,
+    parts: bool = False,
 ) -> nn.Module:
-    """`model`'s tree with sharded forwards, planned for the example `args` and `kwargs`."""
-    runner = Runner(model, mesh, build)
+    """`model`'s tree with sharded forwards, planned for the example `args` and `kwargs`. It takes
+    whole batches, or (`parts`) each rank's rows of one like the example."""
+    runner = Runner(model, mesh, build, parts)
     root = _copied(model, {}, runner, "")
     runner.root = root
     runner.compile(args, _given(kwargs))
@@ -231,12 +236,9 @@ def _prepare(
     runner: Runner, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Built, list[Tensor]]:
     kwargs = _given(kwargs)
-    built = runner.built.get(runner.key(args, kwargs))
-    if built is None and (whole := _whole(runner, args, kwargs)) is not None:
-        args, kwargs = whole
-        built = runner.built.get(runner.key(args, kwargs))
-    if built is None:
-        built = runner.compile(args, kwargs)
+    if runner.parts:
+        args, kwargs = _whole(runner, args, kwargs)
+    built = runner.built.get(runner.key(args, kwargs)) or runner.compile(args, kwargs)
     spec = built.program.in_spec
     names = _keywords(spec)
     leaves = pytree.tree_leaves((args, {n: kwargs[n] for n in names if n in kwargs}))
@@ -254,50 +256,50 @@ def _keywords(spec: pytree.TreeSpec) -> list[str]:
 
 def _whole(
     runner: Runner, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], Mapping[str, Any]] | None:
-    """The batch brought together, if the tensors given are this rank's part of a known length."""
-    for built in runner.built.values():
-        program, plan = built.program, built.plan
-        names = _keywords(program.in_spec)
-        if set(names) != set(kwargs):
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """The example's batch brought together from the ranks' parts of it. Raises InputError."""
+    built = next(iter(runner.built.values()))
+    program, plan = built.program, built.plan
+    names = _keywords(program.in_spec)
+    leaves, spec = pytree.tree_flatten((args, {n: kwargs[n] for n in names if n in kwargs}))
+    if set(names) != set(kwargs) or len(leaves) != len(program.paths):
+        raise InputError(
+            f"inputs {', '.join(kwargs)}", allowed=f"the example's: {', '.join(program.paths)}"
+        )
+    infos = {i.target: program.info(i.node) for i in program.users_inputs()}
+    sizes = {site.q_size for site in plan.sites} | {site.k_size for site in plan.sites}
+    group = runner.group.group_name
+    made = []
+    for path, x in zip(program.paths, leaves, strict=True):
+        if not isinstance(x, Tensor) or tuple(x.shape) == tuple(infos[path].shape):
+            made.append(x)
             continue
-        kwargs = {n: kwargs[n] for n in names}
-        given = dict(zip(program.paths, pytree.tree_leaves((args, kwargs)), strict=False))
-        sizes = {site.q_size for site in plan.sites} | {site.k_size for site in plan.sites}
-        places: dict[str, Placed | None] = {}
-        for item in program.users_inputs():
-            x = given.get(item.target)
-            if not isinstance(x, Tensor):
-                break
-            places[item.target] = _part_of(x, program.info(item.node).shape, plan, sizes)
-            if places[item.target] is None and tuple(x.shape) != program.info(item.node).shape:
-                break
-        else:
-            if not any(places.values()):
-                continue
-
-            def gathered(path: str, x: Any, places: Any = places, plan: Any = plan) -> Any:
-                at = places.get(path)
-                if at is None:
-                    return x
-                return collectives.gather_rows(
-                    x, at.dim, 1, at.size, plan.ranks, plan.order, runner.group.group_name
-                )
-
-            leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-            made = [gathered(p, x) for p, x in zip(program.paths, leaves, strict=True)]
-            return pytree.tree_unflatten(made, spec)
-    return None
+        at = _part_of(x, infos[path].shape, plan, sizes, collectives.rank_of(group))
+        if at is None:
+            raise InputError(
+                f"{path} has the shape {tuple(x.shape)}",
+                where=f"rank {collectives.rank_of(group)}",
+                allowed=f"this rank's rows of the example's {tuple(infos[path].shape)}: see "
+                "model.plan.layout(size).runs(rank)",
+                fix='give these, or whole batches and quire.shard(…, inputs="whole")',
+            )
+        rows = plan.layout(at.size).local
+        missing = x.new_zeros([rows - n if d == at.dim else n for d, n in enumerate(x.shape)])
+        x = torch.cat([x, missing], at.dim)
+        made.append(collectives.gather_rows(x, at.dim, 1, at.size, plan.ranks, plan.order, group))
+    return pytree.tree_unflatten(made, spec)
 
 
-def _part_of(x: Tensor, shape: Any, plan: ShardPlan, sizes: set[int]) -> Placed | None:
+def _part_of(x: Tensor, shape: Any, plan: ShardPlan, sizes: set[int], rank: int) -> Placed | None:
+    """The dim of `x` that holds this rank's rows, and how many all ranks have."""
     if x.dim() != len(shape):
         return None
     other = [d for d, (a, b) in enumerate(zip(x.shape, shape, strict=True)) if a != b]
     if len(other) != 1 or shape[other[0]] not in sizes:
         return None
     size = int(shape[other[0]])
-    return Placed(other[0], size) if x.shape[other[0]] == plan.layout(size).local else None
+    rows = sum(n for _, _, n in plan.layout(size).runs(rank))
+    return Placed(other[0], size) if x.shape[other[0]] == rows else None
 
 
 class _Averager:
