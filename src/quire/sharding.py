@@ -18,13 +18,17 @@ from quire.capture.program import Program
 from quire.capture.training import export_training
 from quire.cost.collectives import TOPOLOGIES, Topology
 from quire.errors import CaptureError, InputError, QuireError
+from quire.flow.registry import flow_of
 from quire.plan.layout import Layout
 from quire.plan.shard import choose
-from quire.plan.shard_flow import Placer
+from quire.plan.shard_cost import flops_of
+from quire.plan.shard_flow import Placer, Spreading
 from quire.plan.shard_head import find_head, only_losses
+from quire.plan.shard_memory import Memory as DeviceMemory
 from quire.plan.shard_memory import plan_memory
-from quire.plan.shard_plan import ShardPlan, Way
+from quire.plan.shard_plan import Candidate, ShardPlan, Site, Way
 from quire.plan.shard_sites import find_sites
+from quire.plan.shard_time import StepTime, step_time
 from quire.runtime.sharded import Built, shard_tree
 
 
@@ -154,8 +158,39 @@ def plan_shards(
         notes=spreading.notes,
         memory=memory,
         links=topology.name,
+        time=_time(program, spreading, sites, choice.chosen, memory, ranks, topology),
         head=() if head is None else tuple(n.name for n in head.scores),
         head_parts=memory.head_parts,
+    )
+
+
+def _time(
+    program: Program,
+    spreading: Spreading,
+    sites: tuple[Site, ...],
+    chosen: tuple[Candidate, ...],
+    memory: DeviceMemory,
+    ranks: int,
+    topology: Topology,
+) -> StepTime:
+    """Backward does twice what forward does."""
+    whole = local = 0.0
+    attentions = {s.node for s in sites}
+    for node, step in spreading.steps.items():
+        if node.name in attentions:
+            continue
+        flops = 3 * float(flow_of(program.ops[node]).flops)
+        whole += flops
+        local += flops if step.kind in ("whole", "fixed") else flops / ranks
+    return step_time(
+        chosen,
+        whole,
+        local,
+        sum(flops_of(s) for s in sites) / (topology.attention or topology.flops),
+        memory.needs.parameters if memory.needs else 0,
+        memory.extra_seconds,
+        ranks,
+        topology,
     )
 
 

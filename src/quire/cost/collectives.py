@@ -1,7 +1,9 @@
 """Seconds of a transfer between devices: α + bytes/β by link, and where ranks share links.
 
 All figures of the presets are data-sheet bandwidths per device and direction times a usual
-efficiency; numbers made with them are predictions.
+efficiency; numbers made with them are predictions. FLOP/s of attention on H100 and A100 are those
+of FlashAttention 2 as the README of ring-flash-attention (Zhu, commit 01c8baf) reports them.
+`benchmarks/scaling.py` compares the model with that page's other figures.
 """
 
 from __future__ import annotations
@@ -30,11 +32,15 @@ class Topology:
     near: Link
     far: Link
     flops: float
-    """Attainable FLOP/s of a device in attention and matrix products, half precision."""
+    """Attainable FLOP/s of a device in matrix products, half precision."""
     memory: float
     """Bytes of a device."""
     host: float = 0.0
     """Bytes of the host's memory for each device, to offload to."""
+    attention: float = 0.0
+    """Attainable FLOP/s in fused attention, forward and backward; 0: as `flops`."""
+    bandwidth: float = 0.0
+    """Bytes/s of the device's memory; 0: not counted."""
 
     def group(self, ranks: int, stride: int = 1) -> Link:
         """The link that `ranks` devices, `stride` apart, are bound by."""
@@ -76,10 +82,20 @@ ETHERNET = Link("Ethernet 25 Gb/s", 30e-6, 0.9 * 25e9 / 8)
 LOOPBACK = Link("Gloo over loopback", 60e-6, 1.0e9)
 
 TOPOLOGIES = {
-    "h100": Topology("H100 SXM, NVLink 4, NDR", 8, NVLINK4, NDR, 0.5 * 989e12, 80e9, 200e9),
-    "h200": Topology("H200 SXM, NVLink 4, NDR", 8, NVLINK4, NDR, 0.5 * 989e12, 141e9, 200e9),
-    "a100": Topology("A100 SXM, NVLink 3, HDR", 8, NVLINK3, HDR, 0.55 * 312e12, 80e9, 100e9),
-    "l40s": Topology("L40S, PCIe 4, Ethernet", 8, PCIE4, ETHERNET, 0.5 * 362e12, 48e9, 60e9),
-    "h100-pcie": Topology("H100 PCIe 5, NDR", 8, PCIE5, NDR, 0.5 * 756e12, 80e9, 200e9),
+    "h100": Topology(
+        "H100 SXM, NVLink 4, NDR", 8, NVLINK4, NDR, 0.5 * 989e12, 80e9, 200e9, 298e12, 3.35e12
+    ),
+    "h200": Topology(
+        "H200 SXM, NVLink 4, NDR", 8, NVLINK4, NDR, 0.5 * 989e12, 141e9, 200e9, 298e12, 4.8e12
+    ),
+    "a100": Topology(
+        "A100 SXM, NVLink 3, HDR", 8, NVLINK3, HDR, 0.55 * 312e12, 80e9, 100e9, 182e12, 2.0e12
+    ),
+    "l40s": Topology(
+        "L40S, PCIe 4, Ethernet", 8, PCIE4, ETHERNET, 0.5 * 362e12, 48e9, 60e9, 110e12, 0.86e12
+    ),
+    "h100-pcie": Topology(
+        "H100 PCIe 5, NDR", 8, PCIE5, NDR, 0.5 * 756e12, 80e9, 200e9, 230e12, 2.0e12
+    ),
     "cpu": Topology("CPU ranks, Gloo", 1, LOOPBACK, LOOPBACK, 5e10, 16e9),
 }

@@ -22,6 +22,10 @@ BACKWARD = 2.5
 
 FP32 = 4
 
+MERGE_BYTES = 36
+"""Bytes of device memory read and written, for each element of the queries, to merge one hop's out
+in fp32, or to add one hop's gradients. Fitted to four published points: benchmarks/scaling.py."""
+
 
 @attrs.frozen
 class _Widths:
@@ -54,7 +58,7 @@ def candidate(
     whole = (q.local * 2 * heads.queries + k.local * 2 * heads.keys) * unit
     exchange = whole * (parts - 1) / parts
     share = work_share(site, way, ring_of, ranks, order)
-    compute = _flops(site) * share / topology.flops
+    compute = flops_of(site) * share / (topology.attention or topology.flops)
     transfer = exposed = 0.0
     if parts > 1:
         # Three transfers go with no compute to hide them: q, k, v there; out back; so backward.
@@ -91,7 +95,18 @@ def candidate(
         exposed,
         _held(way, kv, whole, ranks),
         refused,
+        _merge(site, way, ring_of, ranks, order, topology),
     )
+
+
+def _merge(site: Site, way: Way, ring_of: int, ranks: int, order: int, topology: Topology) -> float:
+    """Seconds to join the blocks of all hops, forward and backward; keys at once are one block."""
+    hops = {"ring": ring_of, "hybrid": ring_of, "gathered": ranks}.get(way, 1)
+    if hops == 1 or not topology.bandwidth:
+        return 0.0
+    rows = Layout(site.q_size, ranks, order).local
+    elements = site.batch * rows * site.heads * site.depth
+    return 2 * hops * elements * MERGE_BYTES / topology.bandwidth
 
 
 def _refused(site: Site, way: Way) -> str:
@@ -118,7 +133,7 @@ def _held(way: Way, kv: int, whole: int, ranks: int) -> int:
     return {"ulysses": whole, "hybrid": whole + 2 * kv, "ring": 2 * kv}.get(way, kv * ranks)
 
 
-def _flops(site: Site) -> float:
+def flops_of(site: Site) -> float:
     """Forward and backward, of the pairs that the band lets through, on all ranks."""
     pairs = float(_pairs(site, ((0, 0, site.q_size),), ((0, 0, site.k_size),)))
     return 4 * site.batch * site.heads * site.depth * pairs * (1 + BACKWARD)

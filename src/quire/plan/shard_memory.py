@@ -30,6 +30,27 @@ STATE_BYTES = 16
 
 
 @attrs.frozen
+class Needs:
+    """What a step needs of one device, before anything is chosen: its regions, the parameters of
+    the model, and bytes: kept outside the regions, worked with at once, and that of all scores,
+    with the seconds to make them again."""
+
+    regions: tuple[Region, ...]
+    parameters: int
+    ranks: int
+    outside: int
+    working: int
+    scored: int = 0
+    again: float = 0.0
+
+    @property
+    def states(self) -> int:
+        """All states spread over the ranks, and two layers' weights and gradients brought here."""
+        layers = max(len(self.regions), 1)
+        return STATE_BYTES * self.parameters // self.ranks + 2 * 2 * self.parameters // layers
+
+
+@attrs.frozen
 class Memory:
     """Predicted bytes of one device at the peak of a step."""
 
@@ -41,6 +62,7 @@ class Memory:
     extra_seconds: float
     head_parts: int = 1
     """Parts that scores and loss are computed in."""
+    needs: Needs | None = None
 
     @property
     def peak(self) -> int:
@@ -147,65 +169,58 @@ def plan_memory(
         Region(m, kept.get(m, 0), border.get(m, 0), flops.get(m, 0.0) / topology.flops)
         for m in sorted(home)
     )
-    working = held + 3 * max(largest.values(), default=0)
-    states = STATE_BYTES * parameters // ranks + 2 * 2 * parameters // max(len(regions), 1)
-    outside = kept.get("", 0)
-    if head is None:
-        return choose_memory(regions, states, outside, working, budget, topology.host)
-    again = float(flow_of(program.ops[head.linear]).flops) / topology.flops
-    again *= _share(program, head.linear, places, rows)
-    scored = 3 * max(nbytes[n] for n in head.scores)
-
-    def choose(parts: int) -> Memory:
-        live = max(working, scored // parts)
-        found = choose_memory(regions, states, outside, live, budget, topology.host)
-        extra = found.extra_seconds + (again if parts > 1 else 0.0)
-        return attrs.evolve(found, extra_seconds=extra, head_parts=parts)
-
-    return _best_parts(choose)
+    needs = Needs(
+        regions,
+        parameters,
+        ranks,
+        kept.get("", 0),
+        held + 3 * max(largest.values(), default=0),
+    )
+    if head is not None:
+        again = float(flow_of(program.ops[head.linear]).flops) / topology.flops
+        again *= _share(program, head.linear, places, rows)
+        needs = attrs.evolve(needs, scored=3 * max(nbytes[n] for n in head.scores), again=again)
+    return fit(needs, budget, topology.host)
 
 
-def _best_parts(choose: Callable[[int], Memory]) -> Memory:
-    """Scores, their gradient, and one more while one is made from the other, in the parts that
-    cost least of those that fit. Raises BudgetError if none does."""
+def fit(needs: Needs, budget: int | None, host: float) -> Memory:
+    """The least extra seconds within `budget` and `host` bytes, over all choices and parts of the
+    scores. Raises BudgetError naming what binds if nothing fits."""
+    rows = choices(needs.regions, host)
     able: list[Memory] = []
-    for parts in HEAD_PARTS:
-        try:
-            able.append(choose(parts))
-        except BudgetError:
-            if parts == HEAD_PARTS[-1] and not able:
-                raise
-    return min(able, key=lambda m: (m.extra_seconds, m.head_parts))
-
-
-def choose_memory(
-    regions: tuple[Region, ...],
-    states: int,
-    outside: int,
-    working: int,
-    budget: int | None,
-    host: float,
-) -> Memory:
-    """Least extra seconds within `budget`, and `host` bytes of the host."""
-    rows = choices(regions, host)
-    fixed = states + outside + working
-    able = [row for row in rows if budget is None or fixed + row.held <= budget]
-    if not able:
-        low = min(rows, key=lambda row: row.held)
-        least = Memory(budget, states, outside, low.hows, working, low.seconds)
-        raise BudgetError(
-            f"no plan fits {budget} bytes a device; the best needs {least.peak} bytes",
-            best=None,
-            binding=(
-                f"parameters, gradients and optimiser: {states} bytes",
-                f"outside layers (embedding, head, loss): {outside} bytes",
-                f"largest working set: {working} bytes",
-                f"layers, recomputed or offloaded: {least.kept} bytes",
-            ),
-            fix="more devices, more memory, or a shorter sequence",
-        )
-    best = min(able, key=lambda row: (row.seconds, row.held))
-    return Memory(budget, states, outside, best.hows, working, best.seconds)
+    lowest: Memory | None = None
+    for parts in HEAD_PARTS if needs.scored else (1,):
+        again = needs.again if parts > 1 else 0.0
+        # Scores, their gradient, and one more while one is made from the other.
+        working = max(needs.working, needs.scored // parts)
+        for row in rows:
+            found = Memory(
+                budget,
+                needs.states,
+                needs.outside,
+                row.hows,
+                working,
+                row.seconds + again,
+                parts,
+                needs,
+            )
+            lowest = found if lowest is None or found.peak < lowest.peak else lowest
+            if budget is None or found.peak <= budget:
+                able.append(found)
+    if able:
+        return min(able, key=lambda m: (m.extra_seconds, m.head_parts, m.peak))
+    assert lowest is not None
+    raise BudgetError(
+        f"no plan fits {budget} bytes a device; the best needs {lowest.peak} bytes",
+        best=None,
+        binding=(
+            f"parameters, gradients and optimiser: {lowest.states} bytes",
+            f"outside layers (embedding, head, loss): {lowest.outside} bytes",
+            f"largest working set: {lowest.working} bytes",
+            f"layers, recomputed or offloaded: {lowest.kept} bytes",
+        ),
+        fix="more devices, more memory, or a shorter sequence",
+    )
 
 
 def _keeps(op: object) -> bool:

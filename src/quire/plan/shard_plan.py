@@ -49,8 +49,8 @@ class Step:
 @attrs.frozen
 class Candidate:
     """One way to do an attention: bytes a rank sends forward and in both directions, seconds of
-    compute, of transfer, and of transfer that compute does not hide, extra bytes held, and why it
-    cannot be taken if so."""
+    compute, of transfer, and of transfer that compute does not hide, extra bytes held, why it
+    cannot be taken if so, and seconds that blocks take to be merged."""
 
     way: Way
     ring_of: int
@@ -62,10 +62,11 @@ class Candidate:
     exposed: float = 0.0
     held: int = 0
     refused: str = ""
+    merge: float = 0.0
 
     @property
     def seconds(self) -> float:
-        return self.compute + self.exposed
+        return self.compute + self.merge + self.exposed
 
 
 @attrs.frozen
@@ -114,6 +115,8 @@ class ShardPlan:
     outputs: tuple[Placed | None, ...]
     notes: tuple[str, ...] = ()
     memory: Any = None
+    time: Any = None
+    """Predicted seconds of a step: `shard_time.StepTime`."""
     links: str = ""
     head: tuple[str, ...] = ()
     """Nodes of the scores, if they are computed in `head_parts` parts within the loss."""
@@ -144,6 +147,7 @@ class ShardPlan:
                 rows.append(
                     f"  {mark} {what}: {c.forward_bytes / 2**20:.2f} MiB forward, "
                     f"{c.total_bytes / 2**20:.2f} MiB in all, compute {1e3 * c.compute:.3f} ms, "
+                    f"merge {1e3 * c.merge:.3f} ms, "
                     f"transfer {1e3 * c.transfer:.3f} ms, exposed {1e3 * c.exposed:.3f} ms, "
                     f"{c.held / 2**20:.2f} MiB held"
                 )
@@ -151,6 +155,11 @@ class ShardPlan:
         rows += [f"note: {text}" for text in self.notes]
         if self.memory is not None:
             rows.append(self.memory.explain())
+        if self.time is not None:
+            rows.append(
+                f"step (predicted): {self.time.total:.3f} s, overhead "
+                f"{100 * self.time.overhead:.1f} %, efficiency {100 * self.time.efficiency:.1f} %"
+            )
         return "\n".join(rows)
 
 
@@ -171,6 +180,8 @@ def _why(best: Candidate, tried: tuple[Candidate, ...]) -> str:
         return f"not the fastest alone ({describe(second, 0)} is), but with the order of its layers"
     if best.compute < second.compute - 1e-12:
         return f"least time: {1e3 * gap:.3f} ms ahead, its compute is spread more evenly"
+    if best.merge < second.merge and best.exposed >= second.exposed:
+        return f"least time: {1e3 * gap:.3f} ms ahead, it merges fewer blocks"
     if best.total_bytes <= second.total_bytes:
         return f"least time: {1e3 * gap:.3f} ms ahead, it sends fewer bytes"
     return f"least time: {1e3 * gap:.3f} ms ahead, compute hides more of its bytes"
