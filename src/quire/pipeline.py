@@ -164,7 +164,7 @@ class Planning:
     def variants(self) -> Iterator[Variant]:
         yield self.first
         program, notes = self.first.program, self.first.notes
-        first = self._planner(program, candidates=False)
+        first = self._planned[0][1] if self._planned else self._planner(program, candidates=False)
         laid = self._planner(lay_out(program, read_across(first.model)), candidates=False)
         runs = staged(laid.model, laid.baseline_bytes)
         yield Variant(rearrange(laid.program, runs), notes)
