@@ -27,7 +27,7 @@ from quire.plan.shard_cost import MERGE_BYTES
 from quire.plan.shard_head import only_losses
 from quire.plan.shard_keep import Region
 from quire.plan.shard_memory import fit
-from quire.plan.shard_plan import ShardPlan
+from quire.plan.shard_plan import ShardPlan, describe
 from quire.plan.shard_time import StepTime
 from quire.sharding import plan_shards
 
@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 H100 = TOPOLOGIES["h100"]
 BUDGET = 80 * 10**9
 CAPTURED = 2
+COUNTS = (8, 16, 32, 64, 128, 256, 1024)
 LENGTHS = {"128 K": 1 << 17, "256 K": 1 << 18, "512 K": 1 << 19, "1 M": 1 << 20}
 MODELS = {
     "8 B": {
@@ -120,11 +121,8 @@ def planned(
     plan = plan_shards(program, ranks, topology)
     needs = plan.memory.needs
     times = layers // CAPTURED
-    inside = sum(
-        p.numel()
-        for n, p in program.state.items()
-        if isinstance(p, torch.nn.Parameter) and ".layers." in n
-    )
+    named = [(n, p) for n, p in program.state.items() if isinstance(p, torch.nn.Parameter)]
+    inside = sum(p.numel() for n, p in named if ".layers." in n)
     regions: tuple[Region, ...] = tuple(
         attrs.evolve(r, module=f"{r.module}#{k}") for k in range(times) for r in needs.regions
     )
@@ -142,12 +140,10 @@ def _deeper(
     """Time of a plan whose layers are repeated; what is outside them, the head, counts once."""
     one: StepTime = plan.time
     head = 3 * plan.memory.needs.again
-    attention = sum(c.compute for c in plan.chosen)
     layers = one.compute - head
     even = one.ideal - head
     compute = times * layers + head
     moved = 3 * topology.all_gather(2 * parameters / ranks, ranks)
-    del attention
     return StepTime(
         ideal=times * even + head,
         compute=compute,
@@ -164,17 +160,13 @@ def table() -> tuple[list[str], list[str], list[tuple[str, int, float]]]:
     for name, shape in MODELS.items():
         for label, size in LENGTHS.items():
             program = captured(shape, size)
-            counts = [8] if label != "1 M" else [8, 16, 32, 64, 128, 256, 1024]
+            counts = COUNTS if label == "1 M" else COUNTS[:1]
             for ranks in counts:
                 started = time.perf_counter()
                 plan, memory, step = planned(program, shape["num_hidden_layers"], ranks, H100)
                 took = time.perf_counter() - started
                 best = plan.chosen[0]
-                way = (
-                    best.way
-                    if best.way != "hybrid"
-                    else f"hybrid {ranks // best.ring_of}×{best.ring_of}"
-                )
+                way = describe(best, ranks)
                 room = "does not fit" if memory is None else f"{memory.peak / 1e9:.0f} GB"
                 kept = "–" if memory is None else _kept(memory)
                 if ranks == 8:
@@ -212,9 +204,7 @@ def plot(points: list[tuple[str, int, float]], path: Path) -> None:
         axes.plot(*zip(*line, strict=True), marker="o", label=f"Llama {name}, predicted")
     axes.plot([64, 128], [90, 95], "k^", label="published claims (90 %, 95 %)")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(
-        [8, 16, 32, 64, 128, 256, 1024], [str(n) for n in (8, 16, 32, 64, 128, 256, 1024)]
-    )
+    axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
     axes.set_ylim(0, 105)
     axes.set_xlabel("devices (1 M tokens, H100, 8 a node)")
     axes.set_ylabel("efficiency, %")

@@ -22,7 +22,7 @@ BACKWARD = 2.5
 
 FP32 = 4
 
-MERGE_BYTES = 36
+MERGE_BYTES = 33
 """Bytes of device memory read and written, for each element of the queries, to merge one hop's out
 in fp32, or to add one hop's gradients. Fitted to four published points: benchmarks/scaling.py."""
 
