@@ -22,6 +22,7 @@ from quire.cost.collectives import TOPOLOGIES
 from quire.errors import QuireError
 from quire.plan.shard_head import only_losses
 from quire.report.progress import Bar
+from quire.report.shard_html import write_shard_html
 from quire.report.units import seconds_text
 from quire.sharding import device_budget, plan_shards, topology_of
 
@@ -59,6 +60,7 @@ def shard(
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Plan without devices and weights.")
     ] = False,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
     output: Annotated[Path | None, typer.Option("--out", help="Write the plan, JSON.")] = None,
 ) -> None:
     """Plan how a sequence is spread over devices: forward and backward, all figures predicted."""
@@ -91,6 +93,9 @@ def shard(
         highlight=False,
     )
     out.print(plan.explain(), highlight=False, soft_wrap=True, markup=False)
+    if report is not None:
+        write_shard_html(plan, report, title=loaded.name)
+        out.print(f"wrote {report}", highlight=False)
     if output is not None:
         output.write_text(json.dumps(attrs.asdict(plan), indent=1, default=str))
         out.print(f"wrote {output}", highlight=False)

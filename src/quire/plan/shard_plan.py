@@ -151,7 +151,7 @@ class ShardPlan:
                     f"transfer {1e3 * c.transfer:.3f} ms, exposed {1e3 * c.exposed:.3f} ms, "
                     f"{c.held / 2**20:.2f} MiB held"
                 )
-            rows.append(f"    {_why(best, tried)}")
+            rows.append(f"    {why(best, tried, self.ranks)}")
         rows += [f"note: {text}" for text in self.notes]
         if self.memory is not None:
             rows.append(self.memory.explain())
@@ -170,14 +170,16 @@ def describe(c: Candidate, ranks: int) -> str:
     return names.get(c.way, c.way)
 
 
-def _why(best: Candidate, tried: tuple[Candidate, ...]) -> str:
+def why(best: Candidate, tried: tuple[Candidate, ...], ranks: int) -> str:
+    """In what the best is ahead of the second."""
     others = [c for c in tried if c != best and not c.refused]
     if not others:
         return "the only one possible"
     second = min(others, key=lambda c: c.seconds)
     gap = second.seconds - best.seconds
     if gap <= 0:
-        return f"not the fastest alone ({describe(second, 0)} is), but with the order of its layers"
+        other = describe(second, ranks)
+        return f"not the fastest alone ({other} is), but with the order of its layers"
     if best.compute < second.compute - 1e-12:
         return f"least time: {1e3 * gap:.3f} ms ahead, its compute is spread more evenly"
     if best.merge < second.merge and best.exposed >= second.exposed:
