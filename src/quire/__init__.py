@@ -1,8 +1,16 @@
 """Quire: any PyTorch model on a long sequence, within a byte budget."""
 
 from quire.cost.machine import machine
-from quire.errors import BudgetError, CaptureError, InputError, MissingRuleError, QuireError
+from quire.errors import (
+    BudgetError,
+    CaptureError,
+    InputError,
+    MissingRuleError,
+    QuireError,
+    RankError,
+)
 from quire.pipeline import chunk, load, tradeoff
+from quire.sharding import shard
 
 __all__ = [
     "BudgetError",
@@ -10,8 +18,10 @@ __all__ = [
     "InputError",
     "MissingRuleError",
     "QuireError",
+    "RankError",
     "chunk",
     "load",
     "machine",
+    "shard",
     "tradeoff",
 ]
