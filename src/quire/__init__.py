@@ -1,8 +1,16 @@
 """Quire: any PyTorch model on a long sequence, within a byte budget."""
 
 from quire.cost.machine import machine
-from quire.errors import BudgetError, CaptureError, InputError, MissingRuleError, QuireError
+from quire.errors import (
+    BudgetError,
+    CaptureError,
+    InputError,
+    MissingRuleError,
+    QuireError,
+    RankError,
+)
 from quire.pipeline import chunk, load, tradeoff
+from quire.sharding import shard
 from quire.verify.certificate import Certificate, verify
 from quire.verify.claims import CertificateError, RefutedError, UnprovedError
 
@@ -14,11 +22,13 @@ __all__ = [
     "InputError",
     "MissingRuleError",
     "QuireError",
+    "RankError",
     "RefutedError",
     "UnprovedError",
     "chunk",
     "load",
     "machine",
+    "shard",
     "tradeoff",
     "verify",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `quire chunk`, `tradeoff`, `prove`, `verify`, `machine`."""
+"""The command line: `quire chunk`, `tradeoff`, `shard`, `prove`, `verify`, `machine`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rich.table import Table
 from torch.utils import _pytree as pytree
 
 import quire
-from quire import cli_proof
+from quire import cli_proof, cli_shard
 from quire.budget import parse_budget, parse_memory
 from quire.capture.options import Options
 from quire.capture.target import Target, load_target
@@ -217,6 +217,9 @@ def machine() -> None:
     for field in attrs.fields(type(measured)):
         table.add_row(field.name.replace("_", " "), str(getattr(measured, field.name)))
     out.print(table)
+
+
+app.command()(reported(cli_shard.shard))
 
 
 @app.command("measured-peak", hidden=True)
