@@ -75,10 +75,10 @@ def floats_agree(given: Honest, source: str) -> bool:
     parts = {region.name: region.part for region, _ in walk(given.plan.regions)}
     scope: dict[str, Any] = {}
     exec(compile(source, "<mutant>", "exec"), scope)
+    original = fx.GraphModule(nn.Module(), given.program.graph)
+    named = {i.node.name: x for i, x in inputs.items()}
     with torch.no_grad():
-        want = fx.GraphModule(nn.Module(), given.program.graph)(
-            *(x.clone() for x in inputs.values())
-        )
+        want = original(*arguments(given.program, named))
         try:
             got = scope["forward"](weights, parts, *users)
         except (RuntimeError, IndexError, ValueError, TypeError, KeyError):
