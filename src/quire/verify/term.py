@@ -325,7 +325,7 @@ def add(*items: tuple[Any, Term]) -> Term:
     rest.sort(key=lambda item: item[0].id)
     common = abs(rest[0][1])
     if not constant and common != 1 and all(abs(c) == common for _, c in rest):
-        inner = make("add", Fraction(0), tuple((t, c / common) for t, c in rest))
+        inner = add(*((c / common, t) for t, c in rest))
         return make("mul", common, ((inner, 1),))
     return make("add", constant, tuple(rest))
 
