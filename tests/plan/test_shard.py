@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 
 import attrs
 import pytest
 
 from quire.cost.collectives import ETHERNET, NVLINK4, TOPOLOGIES, Link, Topology
 from quire.errors import BudgetError
+from quire.plan.layout import Layout
 from quire.plan.shard import choose, orders, reorder_seconds
-from quire.plan.shard_cost import _below, candidate, candidates, work_share
+from quire.plan.shard_cost import _below, _pairs, candidate, candidates, work_share
 from quire.plan.shard_plan import ShardPlan, Site
 
 
@@ -140,6 +142,26 @@ def test_zigzag_is_even_and_the_plain_order_is_not() -> None:
     one = site(q_size=1024, k_size=1024)
     assert work_share(one, "ring", 8, 8, 8) == pytest.approx(1 / 8, rel=0.01)
     assert work_share(one, "ring", 8, 8, 1) > 1.7 / 8
+
+
+def test_gathered_keys_are_the_whole_sequence() -> None:
+    """A rank's pairs are the same counted against each rank's keys in turn."""
+    one = site(q_size=1000, k_size=1000, left=300)
+    layout = Layout(1000, 4, 4)
+    total = _pairs(one, ((0, 0, 1000),), ((0, 0, 1000),))
+    shares = [
+        sum(_pairs(one, layout.runs(r), layout.runs(other)) for other in range(4)) / total
+        for r in range(4)
+    ]
+    assert sum(shares) == pytest.approx(1)
+    assert work_share(one, "gathered", 1, 4, 4) == pytest.approx(max(shares))
+
+
+def test_a_thousand_ranks_are_planned_in_seconds() -> None:
+    started = time.process_time()
+    found = choose([site(q_size=1 << 20, k_size=1 << 20)] * 80, 1024, TOPOLOGIES["h100"])
+    assert len(found.tried[0]) == 12
+    assert time.process_time() - started < 60
 
 
 def test_pairs_below_a_diagonal_are_counted() -> None:

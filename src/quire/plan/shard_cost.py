@@ -149,19 +149,24 @@ def work_share(site: Site, way: Way, ring_of: int, ranks: int, order: int) -> fl
     parts = ranks // ring_of if way == "hybrid" else 1
     deal = -(-site.heads // parts) / site.heads
     members = ring_of if way in ("ring", "hybrid") else ranks
+    if way in ("ring", "hybrid") and not _countable(members, max(1, 2 * order // members)):
+        # As the countable ones show: zigzag is even, any other order of causal work half idle.
+        return deal / members * (1 if order >= members or site.right is None else 2)
     mine = [q.pieces(m * parts, parts) for m in range(members)]
     if way in ("gathered", "rows"):
-        every = k.pieces(0, ranks)
+        every = ((0, 0, site.k_size),)  # what all ranks' keys are together
         return max(_pairs(site, runs, every) for runs in mine) / total
     keys = [k.pieces(m * parts, parts) for m in range(members)]
-    if members > 64:
-        # Beyond this, the zigzag's balance is what the small ones show: even.
-        return deal / members
     hops = (
         max(_pairs(site, mine[m], keys[(m - hop) % members]) for m in range(members))
         for hop in range(members)
     )
     return deal * sum(hops) / total
+
+
+def _countable(members: int, runs: int) -> bool:
+    """Whether all hops' pairs of runs can be counted one by one in well under a second."""
+    return (members * runs) ** 2 <= 1 << 14
 
 
 def _pairs(site: Site, q_runs: object, k_runs: object) -> int:
