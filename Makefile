@@ -4,6 +4,9 @@
 # make bench     the measurements of docs/benchmarks.md
 # make coverage  the table of docs/coverage.md
 # make picture   docs/timeline.png
+# make mutants   500 wrong programs for the prover, none accepted; honest ones, none refused
+# make agree     every obligation of three whole models, by Z3 and by cvc5
+# make proving   time and memory of proofs, and their plot against depth
 #
 # PYTHON picks the interpreter (3.11 to 3.13), PIP_FLAGS goes to every pip install, WORKERS is the
 # number of test processes, each on one thread.
@@ -15,7 +18,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench coverage picture format clean
+.PHONY: demo test check bench coverage picture mutants agree proving format clean
 
 # torch goes first and alone: it is the large one, and the rest then builds on the one chosen.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -52,6 +55,15 @@ coverage: $(INSTALLED)
 
 picture: $(INSTALLED)
 	$(BIN)/python docs/make_timeline.py
+
+mutants: $(INSTALLED)
+	PYTHONPATH=. $(BIN)/python -W ignore tools/mutate_run.py 500
+
+agree: $(INSTALLED)
+	PYTHONPATH=. $(BIN)/python -W ignore tools/agree.py
+
+proving: $(INSTALLED)
+	$(BIN)/python -W ignore -m benchmarks.proving --plot docs/proving.svg
 
 clean:
 	rm -rf .venv build dist out

@@ -49,12 +49,15 @@ def attempt(item: dict[str, Any]) -> dict[str, Any]:
 def _chunk(built: Any, memory: Any, want: Any, allowed: float) -> dict[str, Any]:
     model, args, kwargs = built
     try:
-        small = quire.chunk(model, args, kwargs, memory=memory)
+        small = quire.chunk(model, args, kwargs, memory=memory, allow_unknown=True)
         gap = difference(small(*args, **kwargs), want)
     except Exception as error:
         return {"error": _reason(error)}
-    plan = small.plan
+    plan, proof = small.plan, small.certificate
+    assert proof is not None
     return {
+        "verdict": proof.verdict,
+        "reason": proof.reason[:200],
         "planned_bytes": plan.peak_bytes,
         "planned_baseline": plan.baseline_bytes,
         "regions": len(plan.regions),
@@ -77,8 +80,8 @@ def _reason(error: Exception) -> str:
 
 
 HEAD = (
-    "family", "case", "attention", "length", "exported", "chunked", "equal", "baseline MiB",
-    "lowest MiB", "planned", "measured", "at 0.3", "note",
+    "family", "case", "attention", "length", "exported", "chunked", "equal", "proof",
+    "baseline MiB", "lowest MiB", "planned", "measured", "at 0.3", "note",
 )  # fmt: skip
 
 
@@ -86,16 +89,17 @@ def summary(row: dict[str, Any]) -> list[object]:
     """One line of the table. `measured` counts what torch's allocator hands out."""
     case, least, third = CASES[row["case"]], row.get("min", {}), row.get("0.3", {})
     base = row.get("baseline", {}).get("allocated")
+    unproved = least.get("reason") or third.get("reason")
     error = row.get("error") or least.get("error") or third.get("error")
     chunked = bool(least.get("regions"))
     return [
         case.family, row["case"], row["attn"], f"{row['length']} {case.unit}",
         _yes(row.get("exported")), _yes(chunked),
         _yes(least.get("equal") and third.get("equal", True)) if "equal" in least else None,
-        mib(base), mib(least.get("allocated")),
+        least.get("verdict"), mib(base), mib(least.get("allocated")),
         _change(least.get("planned_bytes"), least.get("planned_baseline")),
         _change(least.get("allocated"), base), _change(third.get("allocated"), base),
-        error or case.note,
+        error or unproved or case.note,
     ]  # fmt: skip
 
 

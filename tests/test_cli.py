@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 import quire
 from quire import cli
+from quire.budget import parse_memory
 from quire.capture.options import Options
 from quire.capture.target import load_target
 from quire.cost.machine import REFERENCE
@@ -84,6 +85,7 @@ class Small(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
+        self.certificate = None
 
     def report(self, path: Path) -> None:
         path.write_text("<html>")
@@ -356,7 +358,7 @@ def test_a_budget_that_cannot_be_kept_shows_the_best_and_what_binds(
     ],
 )
 def test_memory_is_bytes_a_fraction_or_text(text: str | None, value: Any) -> None:
-    parsed = cli.parse_memory(text)
+    parsed = parse_memory(text)
     assert parsed == value
     assert type(parsed) is type(value)
 

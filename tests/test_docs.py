@@ -17,7 +17,7 @@ from quire import cli
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-WITH_COMMANDS = ["README.md", "docs/guide.md"]
+WITH_COMMANDS = ["README.md", "docs/guide.md", "docs/proof.md"]
 LINK = re.compile(r"\]\(([^)#\s]+)")
 
 

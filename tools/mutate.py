@@ -1,6 +1,6 @@
 """Lies for the prover: applied programs with one seeded mistake each.
 
-    python tools/mutate.py 500        mutants of small models of eight families, none accepted
+    mutants(source, seed)     one after another; tools/mutate_run.py judges them
 
 A mutant that the prover accepts is run against the original at several part sizes: if nothing
 differs it is counted as *equivalent* (a mistake that changes nothing), else as accepted.
@@ -68,11 +68,15 @@ def _of_call(node: ast.Call) -> Iterator[tuple[str, Edit]]:
         yield "shifted part", _put(args, 1, "a + 1")
         yield "shifted part", _put(args, 1, "max(a - 1, 0)")
         yield "missing rows", _put(args, 1, "0")
-        if isinstance(args[0], ast.Constant):
-            yield "wrong axis", _put(args, 0, str(args[0].value - 1 if args[0].value else 1))
+        if _const(args[0]):
+            dim = int(ast.unparse(args[0]))
+            yield "wrong axis", _put(args, 0, str(dim - 1 if dim else 1))
     if name == "kernels.put" and len(args) >= 5:
         yield "shifted part", _put(args, 3, f"{ast.unparse(args[3])} + 1")
-        yield "wrong axis", _put(args, 2, str(1 - args[2].value) if _const(args[2]) else "0")
+        yield (
+            "wrong axis",
+            _put(args, 2, str(1 - int(ast.unparse(args[2]))) if _const(args[2]) else "0"),
+        )
         yield "overlapping parts", _put(args, 3, f"max({ast.unparse(args[3])} - 1, 0)")
     if name == "kernels.part":
         yield "dropped halo", _put(args, 2, f"{ast.unparse(args[2])} + 1")

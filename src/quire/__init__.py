@@ -11,17 +11,24 @@ from quire.errors import (
 )
 from quire.pipeline import chunk, load, tradeoff
 from quire.sharding import shard
+from quire.verify.certificate import Certificate, verify
+from quire.verify.claims import CertificateError, RefutedError, UnprovedError
 
 __all__ = [
     "BudgetError",
     "CaptureError",
+    "Certificate",
+    "CertificateError",
     "InputError",
     "MissingRuleError",
     "QuireError",
     "RankError",
+    "RefutedError",
+    "UnprovedError",
     "chunk",
     "load",
     "machine",
     "shard",
     "tradeoff",
+    "verify",
 ]

@@ -48,3 +48,14 @@ def _bad(memory: object) -> QuireError:
         allowed='bytes (536870912), text ("512MiB"), a fraction of the baseline (0.2), "min", None',
         fix='pass one of these, such as memory="512MiB"',
     )
+
+
+def parse_memory(text: str | None) -> int | float | str | None:
+    """A budget as `quire.chunk` takes it: bytes, a fraction, or text such as 512MiB and min."""
+    if text is None:
+        return None
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    if re.fullmatch(r"\d*\.\d*", text) and text != ".":
+        return float(text)
+    return text

@@ -15,12 +15,14 @@ from quire.plan.plan import Plan
 from quire.report.html import write_html
 from quire.report.trace import TraceRecorder
 from quire.runtime.module import ChunkedModule, PartSizes
+from quire.verify.certificate import Certificate
 
 PLAN_FILE = "quire_plan.json"
 
 
 class Chunked(ChunkedModule):
-    """A model that runs in parts. `plan` says which, `source` is the Python that runs."""
+    """A model that runs in parts. `plan` says which, `source` is the Python that runs,
+    `certificate` the proof that it equals the model (None with `verify=False`)."""
 
     def __init__(
         self,
@@ -35,11 +37,17 @@ class Chunked(ChunkedModule):
         super().__init__(program, plan, source, part_sizes)
         self._exported = exported
         self._curve = curve
+        self.certificate: Certificate | None = None
 
     def report(self, path: str | Path, *, title: str = "") -> Path:
-        """Write one self-contained HTML page: memory before and after, regions, trade-off."""
+        """Write one self-contained HTML page: memory before and after, regions, trade-off,
+        and whether it was proved equal to the model."""
         points = [(p.peak_bytes, p.seconds) for p in self._curve()]
-        return write_html(self.plan, path, tradeoff=points, source=self.source, title=title)
+        found = self.certificate
+        verdict = (found.verdict, found.about) if found is not None else ("not asked", "")
+        return write_html(
+            self.plan, path, tradeoff=points, source=self.source, title=title, verdict=verdict
+        )
 
     def trace(self, path: str | Path, *args: Any, **kwargs: Any) -> Path:
         """Run once under torch's profiler and write a Chrome trace with a counter of the bytes

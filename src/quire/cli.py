@@ -1,4 +1,4 @@
-"""The command line: `quire chunk`, `quire tradeoff`, `quire shard`, `quire machine`."""
+"""The command line: `quire chunk`, `tradeoff`, `shard`, `prove`, `verify`, `machine`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import functools
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -19,17 +17,29 @@ from typing import Annotated, Any, TypeVar
 import attrs
 import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 import quire
-from quire import cli_shard
-from quire.budget import parse_budget
+from quire import cli_proof, cli_shard
+from quire.budget import parse_budget, parse_memory
 from quire.capture.options import Options
 from quire.capture.target import Target, load_target
+from quire.cli_options import (
+    Attention,
+    Attn,
+    Batch,
+    Device,
+    Dtype,
+    Dynamic,
+    Memory,
+    Seq,
+    TargetArgument,
+    err,
+    out,
+)
+from quire.cli_proof import dynamic_shapes
 from quire.errors import BudgetError, QuireError
 from quire.measure import environment, peak_rise
 from quire.plan.plan import Plan
@@ -47,41 +57,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-out = Console()
-err = Console(stderr=True)
 
-
-class Attention(StrEnum):
-    EAGER = "eager"
-    SDPA = "sdpa"
-
-
-TargetArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="TARGET",
-        help="A Hugging Face config.json or local folder, a torch.export .pt2 file, or "
-        "package.module:function returning (model, args, kwargs).",
-    ),
-]
-Seq = Annotated[
-    int | None,
-    typer.Option(help="Sequence length: tokens, an image's side, audio samples or frames."),
-]
-Batch = Annotated[int | None, typer.Option(help="Batch size.")]
-Attn = Annotated[Attention | None, typer.Option(help="Attention of a Hugging Face model.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:N, or meta: plan without weights.")
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        help="Budget above weights and inputs, outputs included: 512MiB, 1.5GiB, a number of "
-        "bytes, 0.2 (of the baseline's peak) or min. Without it: the fastest plan.",
-    ),
-]
-Dynamic = Annotated[bool, typer.Option("--dynamic", help="One module for every length up to SEQ.")]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -119,17 +95,6 @@ def print_error(error: QuireError) -> None:
             err.print(f"  [bold]best[/]  {bytes_text(error.best.peak_bytes)}", soft_wrap=True)
 
 
-def parse_memory(text: str | None) -> int | float | str | None:
-    """A budget as `quire.chunk` takes it: bytes, a fraction, or text such as 512MiB and min."""
-    if text is None:
-        return None
-    if re.fullmatch(r"\d+", text):
-        return int(text)
-    if re.fullmatch(r"\d*\.\d*", text) and text != ".":
-        return float(text)
-    return text
-
-
 @app.callback(invoke_without_command=True)
 def face(
     show_version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
@@ -158,6 +123,10 @@ def chunk(
         bool, typer.Option("--plan-only", help="Plan; do not run the model.")
     ] = False,
     dynamic: Dynamic = False,
+    verify: Annotated[bool, typer.Option(help="Prove the result equal to the model.")] = True,
+    allow_unknown: Annotated[
+        bool, typer.Option("--allow-unknown", help="Take a result that could not be proved.")
+    ] = False,
 ) -> None:
     """Split a model's long dims into parts, so that it runs within a byte budget."""
     options = _options(seq, batch, attn, dtype, device)
@@ -166,7 +135,7 @@ def chunk(
     with Bar(err) as bar:
         bar.step("loading the model", 0, 0)
         loaded = load_target(target, options)
-        shapes = _dynamic_shapes(loaded) if dynamic else None
+        shapes = dynamic_shapes(loaded) if dynamic else None
         started = time.perf_counter()
         small = quire.chunk(
             loaded.model,
@@ -174,6 +143,8 @@ def chunk(
             loaded.kwargs,
             memory=parse_memory(memory),
             dynamic_shapes=shapes,
+            verify=verify,
+            allow_unknown=allow_unknown,
             progress=bar.step,
         )
         took = time.perf_counter() - started
@@ -192,8 +163,11 @@ def chunk(
             small.save(output)
     shown = ", ".join(_shapes(loaded))
     out.print(f"[bold]{escape(loaded.name)}[/]  {escape(shown)}", highlight=False)
-    out.print(f"captured and planned in {seconds_text(took)}")
+    done = "captured, planned and proved" if verify else "captured and planned"
+    out.print(f"{done} in {seconds_text(took)}")
     print_plan(small.plan, out)
+    if small.certificate is not None:
+        cli_proof.print_verdict(small.certificate)
     if measured is not None:
         _print_measured(small.plan, measured)
     for path in (report, trace, output):
@@ -226,6 +200,10 @@ def tradeoff(
         budget = "none" if point.budget is None else bytes_text(point.budget)
         table.add_row(budget, bytes_text(point.peak_bytes), seconds_text(point.seconds))
     out.print(table)
+
+
+app.command()(reported(cli_proof.prove))
+app.command()(reported(cli_proof.verify))
 
 
 @app.command()
@@ -262,7 +240,8 @@ def measured_peak(
         loaded.args,
         loaded.kwargs,
         memory=parse_memory(memory),
-        dynamic_shapes=_dynamic_shapes(loaded) if dynamic else None,
+        dynamic_shapes=dynamic_shapes(loaded) if dynamic else None,
+        verify=False,
     )
     with torch.inference_mode():
         peak = peak_rise(lambda: small(*loaded.args, **loaded.kwargs), _device_of(loaded))
@@ -301,24 +280,6 @@ def _shapes(target: Target) -> list[str]:
     leaves = pytree.tree_leaves(target.args)
     named = [("", x) for x in leaves] + [(f"{k} ", x) for k, x in target.kwargs.items()]
     return [f"{name}{list(x.shape)}" for name, x in named if isinstance(x, torch.Tensor)]
-
-
-def _dynamic_shapes(target: Target) -> Any:
-    if isinstance(target.model, ExportedProgram):
-        raise QuireError(
-            "--dynamic does not apply here: a .pt2 keeps the dynamic dims it was exported with",
-            where=target.name,
-            fix="leave out --dynamic; export the model again with dynamic_shapes to free a dim",
-        )
-    if target.dynamic_shapes is None:
-        raise QuireError(
-            "--dynamic: this target does not say which dim is the sequence",
-            where=target.name,
-            allowed="Hugging Face models of text, and functions that return "
-            "(model, args, kwargs, dynamic_shapes)",
-            fix="leave out --dynamic, or return dynamic_shapes as the fourth value",
-        )
-    return target.dynamic_shapes
 
 
 def _device_of(target: Target) -> torch.device:

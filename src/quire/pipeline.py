@@ -42,6 +42,8 @@ from quire.rewrite import (
     share_keys,
     simplify,
 )
+from quire.rewrite.draft import Refused
+from quire.verify.prove import certified
 
 Progress = Callable[[str, int, int], None]
 
@@ -53,6 +55,8 @@ def chunk(
     *,
     memory: Memory = None,
     dynamic_shapes: Any = None,
+    verify: bool = True,
+    allow_unknown: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Chunked:
     """`model` split into parts, so that a call allocates at most `memory` above weights and inputs.
@@ -62,7 +66,11 @@ def chunk(
     `dynamic_shapes` is spelled as for `torch.export.export`; the module then serves every length
     in range, and the plan is made for the longest.
 
-    Raises CaptureError (the model cannot be captured), BudgetError (nothing fits).
+    With `verify` the result is proved equal to the captured model, for all inputs, lengths and part
+    sizes, and carries the certificate.
+
+    Raises CaptureError (the model cannot be captured), BudgetError (nothing fits), RefutedError
+    (a run differs), UnprovedError (neither shown nor refuted, unless `allow_unknown`).
     """
     progress("capturing", 0, 0)
     exported = (
@@ -71,7 +79,12 @@ def chunk(
     captured = from_exported(exported)
     planning = Planning(captured, progress)
     plan, program = planning.plan(memory)
-    return _compiled(exported, planning, plan, program)
+    small = _compiled(exported, planning, plan, program)
+    if verify:
+        progress("proving", 0, 0)
+        json = plan.to_json()
+        small.certificate = certified(captured, program, small.source, json, allow_unknown)
+    return small
 
 
 def tradeoff(
@@ -177,7 +190,11 @@ class Planning:
         runs = staged(laid.model, laid.baseline_bytes)
         yield Variant(rearrange(laid.program, runs), notes)
         if folds := head_folds(first.model):
-            apart = self._planner(unroll(program, folds), candidates=False)
+            try:
+                by_head = unroll(program, folds)
+            except Refused:
+                return  # heads that do not lie together, such as those of a fused projection
+            apart = self._planner(by_head, candidates=False)
             runs = staged(apart.model, apart.baseline_bytes, again=False)
             note = f"{len(folds)} attentions taken head by head"
             yield Variant(rearrange(apart.program, runs), (*notes, note))

@@ -124,7 +124,7 @@ def _best(site: Site, tried: Sequence[Candidate]) -> Candidate:
     able = [c for c in tried if not c.refused]
     if not able:
         raise BudgetError(
-            "an attention has no way that can be taken",
+            "no plan fits: an attention has no way that can be taken",
             best=None,
             binding=tuple(f"{c.way}: {c.refused}" for c in tried),
             where=site.module,

@@ -40,15 +40,18 @@ def write_html(
     edges: Iterable[tuple[str, str]] = (),
     source: str = "",
     title: str = "",
+    verdict: tuple[str, str] = ("", ""),
 ) -> Path:
     """Write the page to `path` and return it.
 
     `tradeoff` holds plans, or pairs of peak bytes and predicted seconds; `edges` pairs of step
-    names, producer first; `source` is the emitted Python. Folders on the way are made.
+    names, producer first; `source` is the emitted Python; `verdict` the proof's, and what it is
+    about. Folders on the way are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = render(plan, tradeoff=tradeoff, edges=edges, source=source, title=title)
+    page = render(plan, tradeoff=tradeoff, edges=edges, source=source, title=title,
+                  verdict=verdict)  # fmt: skip
     path.write_text(page, encoding="utf-8")
     return path
 
@@ -60,6 +63,7 @@ def render(
     edges: Iterable[tuple[str, str]] = (),
     source: str = "",
     title: str = "",
+    verdict: tuple[str, str] = ("", ""),
 ) -> str:
     """The page as a string; see `write_html`."""
     data = payload(plan, tradeoff, edges)
@@ -76,6 +80,7 @@ def render(
             has_graph=bool(data["groups"]),
             points=len(data["tradeoff"]),
             rows=rows(plan),
+            verdict=verdict,
             source=highlight(source),
             include_raw=raw,
         )

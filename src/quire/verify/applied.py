@@ -9,42 +9,47 @@ a wrong one leaves the tensor as it is, and the outputs are compared in any case
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import attrs
 import torch
 from torch import fx
 
 from quire.capture.program import Program
+from quire.verify.compare import closed, differ
 from quire.verify.decide import maximum, minimum
-from quire.verify.execute import Int, Kernels, Namespace, Proxy, Torch, causal_rows, plain, wrap
+from quire.verify.execute import (
+    EXPECTED,
+    Kernels,
+    Namespace,
+    Proxy,
+    Torch,
+    causal_rows,
+    plain,
+    wrap,
+)
 from quire.verify.loop import part_loop
 from quire.verify.memory import ALIVE, Held, Storage, Tensor, fresh
 from quire.verify.original import Original
 from quire.verify.poly import variable
-from quire.verify.same import same
+from quire.verify.sizes import Sizes
+from quire.verify.steps import Step
 from quire.verify.structure import signature
-from quire.verify.value import NoMeaning, NotShown, Value, indices
+from quire.verify.value import NoMeaning, NotShown, Value
 
-
-@attrs.frozen
-class Step:
-    """One statement of the applied program, and what was shown of it."""
-
-    line: int
-    text: str
-    verdict: str
-    reason: str = ""
+WRONG = 4
+"""Statements that may make another tensor than the original's of that name before the proof is
+given up: from there on terms grow."""
 
 
 class Applied:
     """Runs the emitted source against the original program."""
 
-    def __init__(self, program: Program, source: str) -> None:
+    def __init__(self, program: Program, source: str, sizes: Sizes | None = None) -> None:
         self.program, self.source = program, source
-        self.original = Original(program)
+        self.original = Original(program, sizes)
         self.cuts: dict[Any, Value] = {}
-        self.memo: dict[Any, Any] = {}
         self.steps: list[Step] = []
         self.owners: dict[str, Storage] = {}
         self.untouched: dict[str, Any] = {}
@@ -71,6 +76,9 @@ class Applied:
                 self.own(name, scope, self.original.cut(users[name]))
             for statement in forward.body:
                 self._statement(statement, scope)
+                wrong = [s for s in self.steps if s.verdict != "equal"]
+                if len(wrong) > WRONG:
+                    raise NotShown(f"{wrong[0].text}: {wrong[0].reason or wrong[0].verdict}")
         finally:
             ALIVE.pop()
         return self.steps
@@ -103,10 +111,23 @@ class Applied:
         if found is not None and self._as_before(found, names, scope, statement.lineno, text):
             return
         contents = self._contents(found, scope)
-        exec(compile(ast.Module([statement], []), "<emitted>", "exec"), scope)
-        good = [self._made(name, scope[name], statement.lineno, text) for name in names]
-        if found is not None and contents is not None and all(good):
+        with self._expected(names):
+            exec(compile(ast.Module([statement], []), "<emitted>", "exec"), scope)
+        good = self._made(names, scope, statement.lineno, text)
+        if found is not None and contents is not None and good:
             self._remember(found, names, scope, contents)
+
+    @contextmanager
+    def _expected(self, names: list[str]) -> Iterator[None]:
+        node = self.original.nodes.get(names[0])
+        infos = self.program.infos.get(node, ()) if node is not None else ()
+        shape = self.original.sizes
+        facts = [([shape(s) for s in i.shape], i.dtype) for i in infos]
+        EXPECTED.append((str(node.target) if node is not None else "", facts))
+        try:
+            yield
+        finally:
+            EXPECTED.pop()
 
     def _contents(self, found: Any, scope: dict[str, Any]) -> dict[str, Any] | None:
         """What the variables that a statement reads hold: whole tensors known by name, or None."""
@@ -137,21 +158,34 @@ class Applied:
         kept = {order[n] for n, (s, before) in contents.items() if s.content is before}
         if any(order[n] not in kept and order[n] not in made for n in contents):
             return
-        self.proved[key] = made
+        self.proved[key, self._known(order, contents)] = made
+
+    def _known(self, order: dict[str, int], contents: dict[str, Any]) -> Any:
+        """What is known of the variables that are not simply the original's tensor of that name."""
+        known = []
+        for name, (_, content) in contents.items():
+            own = self.cuts.get(self.original.nodes.get(name))
+            plain = content.value is own and own is not None and own.name
+            if content is not self.untouched.get(name) and not plain:
+                known.append((order[name], content.value.shape, content.value.scalar))
+        return tuple(known)
 
     def _as_before(
         self, found: Any, names: list[str], scope: dict[str, Any], line: int, text: str
     ) -> bool:
         """Take a statement as proved if one of its structure was."""
         key, order = found
-        made = self.proved.get(key)
-        if made is None or self._contents(found, scope) is None:
+        contents = self._contents(found, scope)
+        if contents is None:
+            return False
+        made = self.proved.get((key, self._known(order, contents)))
+        if made is None:
             return False
         by_number = {k: name for name, k in order.items()}
         for name, over in zip(names, made, strict=True):
             node = self.original.nodes[name]
             cut = self.original.cut(node)
-            self.cuts[node] = self.memo[node] = cut
+            self.cuts[node] = cut
             if over is None:
                 scope[name] = Proxy(fresh(cut, name))
             else:
@@ -164,58 +198,46 @@ class Applied:
             self.steps.append(Step(line, text, "equal", "as before"))
         return True
 
-    def _made(self, name: str, made: Any, line: int, text: str) -> bool:
-        node = self.original.nodes.get(name)
-        if not isinstance(made, Proxy) or node is None or len(self.program.infos[node]) != 1:
-            return False
-        tensor = made.tensor
-        try:
-            got = tensor.value()
-            want = self.original.value(node, self.cuts, self.memo)
-        except NoMeaning as error:
-            self.steps.append(Step(line, text, "unknown", str(error)))
-            return False
-        why = differ(got, want)
-        if why:
-            self.steps.append(Step(line, text, "differs", why))
-            return False
-        cut = self.original.cut(node)
-        self.cuts[node] = cut
-        self.memo[node] = cut
-        if not tensor.steps:
-            tensor.storage.content = Held(cut)
-        else:
-            tensor.write(cut)
-        self.steps.append(Step(line, text, "equal"))
-        return True
+    def _made(self, names: list[str], scope: dict[str, Any], line: int, text: str) -> bool:
+        """Compare what a statement made with the original's tensors of those names. All are
+        compared in terms of what was known before the statement."""
+        memo: dict[Any, Any] = {}
+        equal = {}
+        for name in names:
+            node, made = self.original.nodes.get(name), scope[name]
+            if not isinstance(made, Proxy) or node is None or len(self.program.infos[node]) != 1:
+                continue
+            try:
+                want = self.original.value(node, self.cuts, memo)
+                why = differ(made.tensor.value(), want)
+            except NoMeaning as error:
+                self.steps.append(Step(line, name, "unknown", str(error)))
+                continue
+            self.steps.append(Step(line, f"{name}: {text}", "differs" if why else "equal", why))
+            if not why:
+                equal[node] = (made.tensor, want)
+        for node, (tensor, want) in equal.items():
+            cut = want if closed(want.scalar) else self.original.cut(node)
+            self.cuts[node] = cut
+            if tensor.steps:
+                tensor.write(cut)
+            else:
+                tensor.storage.content = Held(cut)
+        return len(equal) == len(names)
 
     def _outputs(self, made: list[Any]) -> None:
+        memo: dict[Any, Any] = {}
         for k, (got, out) in enumerate(zip(made, self.program.outputs, strict=True)):
             label = f"output {k}"
             if not isinstance(out, fx.Node):
                 self.steps.append(Step(0, label, "equal" if got == out else "differs"))
                 continue
-            want = self.original.value(out, self.cuts, self.memo)
+            want = self.original.value(out, self.cuts, memo)
             why = differ(got.tensor.value(), want)
             self.steps.append(Step(0, label, "differs" if why else "equal", why))
         for name, storage in self.owners.items():
             if storage.content is not self.untouched[name]:
                 self.steps.append(Step(0, name, "differs", "an input or weight is written to"))
-
-
-def differ(got: Value, want: Value) -> str:
-    """Why the two are not shown equal; empty if they are."""
-    if got.ndim != want.ndim or not all(
-        a is b or same(a, b) for a, b in zip(got.shape, want.shape, strict=True)
-    ):
-        return f"of shape {got.shape}, and not {want.shape}"
-    if got.kind != want.kind:
-        return f"of {got.dtype}, and not {want.dtype}"
-    if got.shape != want.shape:
-        got = Value(want.shape, got.dtype, got.at(indices(want.shape)))
-    if same(got.scalar, want.scalar):
-        return ""
-    return f"\n     is {got.scalar}\n not {want.scalar}"[:2000]
 
 
 class _Weights:
@@ -258,6 +280,3 @@ def largest(*xs: Any) -> Any:
     for x in xs[1:]:
         total = maximum(total, plain(x))
     return wrap(total)
-
-
-__all__ = ["Int", "NotShown", "Tensor"]

@@ -44,14 +44,21 @@ class Certificate:
     def texts(self) -> list[Claim]:
         return [c for c in self.claims if c.smt2]
 
+    @property
+    def about(self) -> str:
+        """What was proved, or why it was not, in one line."""
+        if self.verdict != "proved":
+            return " ".join(self.reason.split())
+        ranges = ", ".join(f"{n} in {lo} … {hi or '∞'}" for n, lo, hi in self.sizes)
+        return f"equal for all inputs and all part sizes{', ' + ranges if ranges else ''}"
+
     def explain(self) -> str:
         """The verdict and what it rests on, for people."""
         kinds: dict[str, int] = {}
         for claim in self.claims:
             kinds[claim.kind] = kinds.get(claim.kind, 0) + 1
-        rows = [f"{self.verdict}: {self.reason}" if self.reason else self.verdict]
-        ranges = ", ".join(f"{n} in {lo} … {hi or '∞'}" for n, lo, hi in self.sizes)
-        rows.append(f"for all inputs, all part sizes{', ' + ranges if ranges else ''}")
+        rows = [f"{self.verdict}: {self.about}"]
+        rows += [f"  rounding, {name}: {said}" for name, said in self.rounding]
         rows += [f"  {count} claims: {kind}" for kind, count in sorted(kinds.items())]
         rows += [f"  {c.id}: {c.verdict}: {c.reason}" for c in self.claims if c.verdict != "proved"]
         return "\n".join(rows)

@@ -2,91 +2,79 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
-import resource
-import time
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
-from typing import Any
+import json
+import select
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import cvc5
 import z3
 
+from quire.verify import worker
+
 VERSIONS = {"z3": z3.get_version_string(), "cvc5": cvc5.__version__}
-MEMORY = 4 << 30
+
+Process = subprocess.Popen[bytes]
 
 
 def versions() -> dict[str, str]:
     return dict(VERSIONS)
 
 
-def solve(texts: Sequence[str], solver: str, *, seconds: float = 10.0) -> list[str]:
-    """ "unsat", "sat" or "unknown (why)" for each text.
+def solve(
+    texts: Sequence[str], solver: str, *, seconds: float = 10.0, processes: int = 2
+) -> list[str]:
+    """ "unsat", "sat" or "unknown (why)" for each text; equal texts are asked once.
 
-    One process per run of texts; one that overruns its time is ended and the rest go to a new one.
+    A process that overruns its time is ended, and the texts after that one go to a new one.
     """
+    distinct = list(dict.fromkeys(texts))
+    runs = [distinct[k::processes] for k in range(processes) if distinct[k::processes]]
+    with ThreadPoolExecutor(processes) as pool:
+        found = pool.map(lambda run: _solve(run, solver, seconds), runs)
+        answers = {t: a for run, given in zip(runs, found, strict=True)
+                   for t, a in zip(run, given, strict=True)}  # fmt: skip
+    return [answers[t] for t in texts]
+
+
+def _solve(texts: Sequence[str], solver: str, seconds: float) -> list[str]:
     answers: list[str] = []
-    context = mp.get_context("spawn")
     while len(answers) < len(texts):
-        ours, theirs = context.Pipe()
-        rest = list(texts[len(answers) :])
-        worker = context.Process(target=_work, args=(theirs, solver, rest, seconds), daemon=True)
-        worker.start()
-        theirs.close()
-        answers += _answers(ours, len(rest), seconds)
-        worker.kill()
-        worker.join()
+        with _started(solver, seconds) as process:
+            answers += _answers(process, texts[len(answers) :], seconds)
     return answers
 
 
-def _answers(pipe: Connection, count: int, seconds: float) -> list[str]:
+@contextmanager
+def _started(solver: str, seconds: float) -> Iterator[Process]:
+    command = [sys.executable, "-P", worker.__file__, solver, str(seconds)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _answers(process: Process, texts: Sequence[str], seconds: float) -> list[str]:
     """Answers until one is late: that one is unknown."""
     found: list[str] = []
+    assert process.stdin is not None and process.stdout is not None
     limit = seconds * 2 + 60  # the first waits for the process to start
-    while len(found) < count:
-        if not pipe.poll(limit):
-            return [*found, f"unknown (no answer in {seconds:g} s)"]
+    for text in texts:
         try:
-            found.append(pipe.recv())
-        except EOFError:
+            process.stdin.write(json.dumps(text).encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return [*found, "unknown (the solver's process ended)"]
+        if not select.select([process.stdout], [], [], limit)[0]:
+            return [*found, f"unknown (no answer in {seconds:g} s)"]
+        line = process.stdout.readline()
+        if not line:
             return [*found, "unknown (the solver's process ended, perhaps out of memory)"]
+        found.append(json.loads(line))
         limit = seconds * 2 + 1
     return found
-
-
-def _work(pipe: Connection, solver: str, texts: list[str], seconds: float) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    ask = {"z3": ask_z3, "cvc5": ask_cvc5}[solver]
-    for text in texts:
-        pipe.send(ask(text, seconds))
-
-
-def ask_z3(text: str, seconds: float) -> str:
-    s = z3.Solver()
-    s.set("timeout", int(seconds * 1000))
-    s.from_string(text.replace("(check-sat)", ""))
-    answer = str(s.check())
-    return f"unknown ({s.reason_unknown()})" if answer == "unknown" else answer
-
-
-def ask_cvc5(text: str, seconds: float) -> str:
-    manager: Any = cvc5.TermManager()
-    s = cvc5.Solver(manager)
-    s.setOption("tlimit-per", str(int(seconds * 1000)))
-    parser = cvc5.InputParser(s)
-    parser.setStringInput(cvc5.InputLanguage.SMT_LIB_2_6, text, "claim")
-    symbols = parser.getSymbolManager()
-    answer = "unknown (no check-sat)"
-    while True:
-        command = parser.nextCommand()
-        if command.isNull():
-            break
-        said = str(command.invoke(s, symbols)).strip()
-        if said:
-            answer = said
-    return answer if answer in ("sat", "unsat") else f"unknown ({answer})"
-
-
-def timed(texts: Sequence[str], solver: str, *, seconds: float = 10.0) -> tuple[list[str], float]:
-    start = time.perf_counter()
-    return solve(texts, solver, seconds=seconds), time.perf_counter() - start

@@ -173,9 +173,12 @@ def _bounded(p: Poly, a: Poly, b: Poly) -> Poly:
     return p
 
 
-def quick(p: Poly) -> bool:
+def quick(p: Poly, premises: Premises = ()) -> bool:
     """`p ≥ 0` by the syntactic search alone, kept out of the log."""
-    return _nonnegative(p, {}, 8)
+    extra: Bounds = {}
+    for relation, premise in premises:
+        _learn(extra, relation, premise)
+    return _nonnegative(p, extra, 8)
 
 
 def _order(p: Poly) -> Any:

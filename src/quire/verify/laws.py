@@ -131,6 +131,11 @@ LAWS = (
         "a constant at or below the most negative float16 stands for −∞: a key masked by it has "
         "weight 0, as it does in floats while scores stay bounded",
     ),
+    Law(
+        "constants",
+        "numbers written in a program are meant to 40 bits: 1/√8 and 8^−½ are one, though their "
+        "last bits differ",
+    ),
     Law("finite", "no input, weight or intermediate tensor holds a nan or an infinity"),
     Law(
         "in-range",

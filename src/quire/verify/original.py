@@ -12,6 +12,7 @@ from torch import fx
 
 from quire.capture.program import Operand, Program
 from quire.verify.meaning import MEANING, VIEWS
+from quire.verify.meaning.opaque import opaque
 from quire.verify.meaning.table import apply
 from quire.verify.poly import Poly
 from quire.verify.sizes import Sizes
@@ -74,10 +75,10 @@ class Original:
         op = self.program.ops[node]
         given = {k: self._argument(v, memo) for k, v in op.arguments.items()}
         name = op.target._schema.name.split("::")[1]
-        if name not in MEANING and name not in VIEWS:
-            raise NoMeaning(f"no meaning for {op.target}")
+        facts = [([self.sizes(s) for s in info.shape], info.dtype) for info in op.outputs]
         try:
-            result = apply(name, given)
+            known = name in MEANING or name in VIEWS
+            result = apply(name, given) if known else opaque(str(op.target), given, facts)
         except (NoMeaning, NotShown) as error:
             raise type(error)(f"{node.name} = {op.target}: {error}") from error
         for value, info in zip(

@@ -177,6 +177,13 @@ def atom_of(p: Poly) -> Atom:
     return x
 
 
+def single(p: Poly) -> Atom | None:
+    """The atom that `p` is, if it is one."""
+    if len(p.terms) == 1 and p.terms[0][1] == 1 and len(p.terms[0][0]) == 1:
+        return p.terms[0][0][0]
+    return None
+
+
 def index(k: int, size: Poly) -> Poly:
     """The canonical index of dim `k` of a tensor, of range `[0, size)`."""
     return _ranged(("index", k, size), f"i{k}", size)

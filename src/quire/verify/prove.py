@@ -7,11 +7,18 @@ from typing import Any
 
 from quire.capture.program import Program
 from quire.verify import decide, laws, poly, term
-from quire.verify.applied import Applied, Step
+from quire.verify.applied import Applied
 from quire.verify.certificate import Certificate, program_hash
 from quire.verify.check import solve, versions
-from quire.verify.claims import Claim
+from quire.verify.claims import Claim, RefutedError, UnprovedError
+from quire.verify.exact import ExactRun, exact_run
+from quire.verify.field import P
+from quire.verify.rewritten import Rewritten
+from quire.verify.rounding import statements
+from quire.verify.sizes import Sizes
 from quire.verify.smt import of_obligation
+from quire.verify.solver import EFFORT, z3_says
+from quire.verify.steps import Step
 from quire.verify.value import NoMeaning, NotShown
 from quire.verify.witness import search
 
@@ -31,24 +38,32 @@ def prove(
     source: str,
     plan: str = "",
     *,
+    captured: Program | None = None,
     solvers: tuple[str, ...] = ("z3",),
     seconds: float = 10.0,
     witness: bool = True,
+    exact: bool = False,
 ) -> Certificate:
-    """A certificate that `source`, the applied program, equals `program`.
+    """A certificate that `source`, the applied program, equals `program`, and this the one as
+    `captured`, where given.
 
     `plan` is carried along as JSON. A verdict of "refuted" comes with a claim whose reason names
-    a run that differs; that run's script is in the claim's `rule`.
+    a run that differs; that run's script is in the claim's `rule`. With `exact` the program is run
+    in a finite field as well, where that can be done.
     """
     start = time.perf_counter()
     reset()
     log, conditions = decide.Log(), {}
     decide.LOGS.append(log)
     laws.CLAIMS.append(conditions)
-    applied = Applied(program, source)
+    sizes = Sizes(program)
+    applied = Applied(program, source, sizes)
+    steps: list[Step] = []
     reason = ""
     try:
-        applied.run()
+        if captured is not None:
+            steps += Rewritten(captured, program, sizes).run()
+        steps += applied.run()
     except (NoMeaning, NotShown) as error:
         reason = f"{type(error).__name__}: {error}"
     except (
@@ -58,18 +73,18 @@ def prove(
     finally:
         decide.LOGS.remove(log)
         laws.CLAIMS.remove(conditions)
-    ends = [s for s in applied.steps if s.line == 0]
+    ends = [s for s in steps if s.line == 0]
     bad = next((s for s in ends if s.verdict != "equal"), None)
     if bad is not None and not reason:
-        first = next((s for s in applied.steps if s.verdict != "equal"), bad)
+        first = next((s for s in steps if s.verdict != "equal"), bad)
         reason = f"{first.text}: {first.reason or first.verdict}"
-    claims = _claims(log, conditions, applied.steps, solvers, seconds)
+    claims = _claims(log, conditions, steps, solvers, seconds)
     if not reason:
         open_ = [c for c in claims if c.verdict != "proved"]
         reason = f"{open_[0].id}: {open_[0].reason}" if open_ else ""
     verdict: Any = "unknown" if reason else "proved"
     if reason and witness:
-        found = search(program, source)
+        found = search(captured or program, source)
         if found is not None:
             verdict = "refuted"
             reason = (
@@ -79,11 +94,18 @@ def prove(
             claims += (
                 Claim("witness", "witness", reason, found.script, verdict="refuted", reason=reason),
             )
+    if exact:
+        claims, verdict, reason = _ran(exact_run(program, source), claims, verdict, reason)
     used = {name: versions()[name] for name in solvers}
-    sizes = tuple((str(s.name), s.lo, s.hi) for s in program.symbols)
+    ranges = tuple((str(s.name), s.lo, s.hi) for s in program.symbols)
+    same = bool(steps) and not any(s.line < 0 for s in steps) and "def region_" not in source
+    try:
+        rounding = statements(captured or program, same)
+    except NoMeaning as error:
+        rounding = (("outputs", f"no bound: {error}"),)
     return Certificate(
-        verdict, reason, program_hash(program), plan, source, claims, used,
-        sizes=sizes, seconds=round(time.perf_counter() - start, 3),
+        verdict, reason, program_hash(captured or program), plan, source, claims, used,
+        rounding=rounding, sizes=ranges, seconds=round(time.perf_counter() - start, 3),
     )  # fmt: skip
 
 
@@ -114,7 +136,8 @@ def _claims(
             made.append(Claim(f"c{k}", "condition", why, "solver", text))
     texts = [c.smt2 for c in made if c.smt2]
     for name in solvers:
-        answers = iter(solve(texts, name, seconds=seconds))
+        known = [z3_says(t, 20 * EFFORT) for t in texts] if name == "z3" else solve(texts, name)
+        answers = iter(known)
         made = [_with(c, name, next(answers)) if c.smt2 else c for c in made]
     before = tuple(c.id for c in made)
     for k, s in enumerate(steps):
@@ -129,6 +152,22 @@ def _claims(
     return tuple(made)
 
 
+def _ran(
+    run: ExactRun, claims: tuple[Claim, ...], verdict: Any, reason: str
+) -> tuple[tuple[Claim, ...], Any, str]:
+    """The claims with an exact run's; a run that differs refutes."""
+    how = f"{run.runs} runs in the field of {P}"
+    if run.equal is None:
+        claim = Claim("exact", "exact run", f"not run: {run.reason}", how)
+    elif run.equal:
+        text = f"equal without tolerance; different programs pass with chance ≤ {run.chance:.1g}"
+        claim = Claim("exact", "exact run", text, how)
+    else:
+        verdict, reason = "refuted", f"exact run: {run.reason}"
+        claim = Claim("exact", "exact run", "differs", how, verdict=verdict, reason=reason)
+    return (*claims, claim), verdict, reason
+
+
 def _with(claim: Claim, solver: str, answer: str) -> Claim:
     if answer == "unsat" or claim.verdict != "proved":
         return claim
@@ -136,3 +175,28 @@ def _with(claim: Claim, solver: str, answer: str) -> Claim:
         claim.id, claim.kind, claim.text, claim.rule, claim.smt2, claim.depends_on, "unknown",
         f"{solver} says {answer}",
     )  # fmt: skip
+
+
+def certified(
+    captured: Program, program: Program, source: str, plan: str, allow_unknown: bool
+) -> Certificate:
+    """The certificate of an applied program that may be handed out.
+
+    Raises RefutedError, and UnprovedError unless `allow_unknown`.
+    """
+    found = prove(program, source, plan, captured=captured)
+    if found.verdict == "refuted":
+        raise RefutedError(
+            f"the applied program is not the model: {found.reason}",
+            certificate=found,
+            witness=next((c.rule for c in found.claims if c.kind == "witness"), ""),
+            fix="this is a fault of Quire's; the error's `witness` is a script that shows it",
+        )
+    if found.verdict == "unknown" and not allow_unknown:
+        raise UnprovedError(
+            f"not shown to equal the model: {found.reason}",
+            certificate=found,
+            allowed="verdict proved; or unknown with allow_unknown=True",
+            fix="allow_unknown=True takes it as it is, verify=False does not ask",
+        )
+    return found

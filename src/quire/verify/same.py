@@ -114,16 +114,18 @@ def _by_structure(a: Term, b: Term, facts: Facts, depth: int) -> bool:
     if a.op in t.BINDERS:
         return _binders(a, b, facts, depth)
     if a.op == "add":
-        return a.args[0] == b.args[0] and _matched(
+        return close(a.args[0], b.args[0]) and _matched(
             [(x, c) for x, c in a.args[1]], [(x, c) for x, c in b.args[1]], facts, depth
         )
     if a.op == "mul":
-        if a.args[0] != b.args[0]:
+        if not close(a.args[0], b.args[0]):
             return False
         return _products(a, b, facts, depth)
     if a.op in ("max2", "min2"):
         left = [(x, 1) for x in a.args[0]]
         return _matched(left, [(x, 1) for x in b.args[0]], facts, depth)
+    if a.op == "const":
+        return close(a.args[0], b.args[0])
     if a.op == "ind":
         return agree(a.args[0], b.args[0], facts)
     if a.op == "ite":
@@ -134,6 +136,11 @@ def _by_structure(a: Term, b: Term, facts: Facts, depth: int) -> bool:
             and same(y, v, (*facts, t.not_(c)), depth - 1)
         )
     return _arguments(a.args, b.args, facts, depth)
+
+
+def close(a: Fraction | int, b: Fraction | int) -> bool:
+    """Whether two constants are one to `CONSTANT_BITS` bits, less what products of them lose."""
+    return a == b or abs(a - b) <= abs(a) * Fraction(1, 1 << (t.CONSTANT_BITS - 4))
 
 
 def _arguments(xs: Any, ys: Any, facts: Facts, depth: int) -> bool:
@@ -171,7 +178,7 @@ def _matched(xs: list[Any], ys: list[Any], facts: Facts, depth: int) -> bool:
         return False
     for x, k in left:
         for i, (y, e) in enumerate(right):
-            if k == e and _alike(x, y) and same(x, y, facts, depth - 1):
+            if close(k, e) and _alike(x, y) and same(x, y, facts, depth - 1):
                 del right[i]
                 break
         else:

@@ -56,7 +56,7 @@ def signature(
     rows: list[Any] = []
     for node in nodes:
         assert node is not None
-        _walk(node, original, cuts, renamed.order, local, rows)
+        walk(node, original, cuts, renamed.order, local, rows)
     return (text, tuple(rows), tuple(local[n] for n in nodes if n is not None)), renamed.order
 
 
@@ -64,14 +64,18 @@ def _copy(statement: ast.stmt) -> ast.stmt:
     return ast.parse(ast.unparse(statement)).body[0]
 
 
-def _walk(
+def walk(
     root: fx.Node,
     original: Original,
     cuts: Mapping[fx.Node, Any],
-    order: Mapping[str, int],
+    order: dict[str, int],
     local: dict[fx.Node, int],
     rows: list[Any],
+    number: bool = False,
 ) -> None:
+    """Append a row for each node from `root` back to the tensors known by name; `order` numbers
+    these (all of them, with `number`), `local` the rows. What is known by more than its name is
+    told apart by what it is."""
     stack = [root]
     while stack:
         node = stack[-1]
@@ -87,22 +91,27 @@ def _walk(
         local[node] = len(local)
         facts = tuple((str(i.shape), str(i.dtype)) for i in original.program.infos[node])
         if leaf:
-            name = original.inputs.get(node, node.name)
-            rows.append(("leaf", order.get(name, name), facts))
+            own = original.inputs.get(node, node.name)
+            name = cuts[node].name if node in cuts else own
+            if name is None:
+                rows.append(("known", cuts[node].shape, cuts[node].scalar, facts))
+                continue
+            place = order.setdefault(name, len(order)) if number else order.get(name, name)
+            rows.append(("leaf", place, facts))
         elif node.target is operator.getitem:
             rows.append(("item", local[node.args[0]], node.args[1], facts))  # type: ignore[index]
         else:
             op = original.program.ops[node]
-            rows.append((str(op.target), _key(op.arguments, local), facts))
+            rows.append((str(op.target), key_of(op.arguments, local), facts))
 
 
-def _key(value: Any, local: Mapping[fx.Node, int]) -> Any:
+def key_of(value: Any, local: Mapping[fx.Node, int]) -> Any:
     if isinstance(value, Operand):
         return ("tensor", local[value.node])
     if isinstance(value, Mapping):
-        return tuple((k, _key(v, local)) for k, v in value.items())
+        return tuple((k, key_of(v, local)) for k, v in value.items())
     if isinstance(value, list | tuple):
-        return tuple(_key(v, local) for v in value)
+        return tuple(key_of(v, local) for v in value)
     if isinstance(value, sympy.Expr):
         return str(value)
     return f"{type(value).__name__}:{value}"

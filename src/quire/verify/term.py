@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any, cast
 
-from quire.verify.decide import divmod_, maximum, minimum, prove
+from quire.verify.decide import divmod_, maximum, minimum, prove, quick
 from quire.verify.poly import ONE, REBUILD, ZERO, Atom, Poly, atom_of, bound, call, poly, variable
 from quire.verify.poly import substitute as substitute_poly
 
@@ -82,12 +82,19 @@ TRUE, FALSE = make("true"), make("false")
 NINF, PINF, NAN = make("ninf"), make("pinf"), make("nan")
 
 
+CONSTANT_BITS = 44
+"""Floats of a program are taken to this many bits: axiom `constants`."""
+
+
 def const(value: Any) -> Term:
     if isinstance(value, float):
         if math.isnan(value):
             return NAN
         if value in (float("inf"), float("-inf")):
             return PINF if value > 0 else NINF
+        mantissa, exponent = math.frexp(value)
+        bits = round(mantissa * (1 << CONSTANT_BITS))
+        return make("const", Fraction(bits) * Fraction(2) ** (exponent - CONSTANT_BITS))
     return make("const", Fraction(value))
 
 
@@ -224,25 +231,44 @@ def ind(c: Term) -> Term:
     return make("ind", c)
 
 
-def ite(c: Term, x: Any, y: Any) -> Any:
+def ite(c: Any, x: Any, y: Any) -> Any:
     """`x` where `c` holds, else `y`: terms, or polynomials."""
     if c is TRUE or x is y:
         return x
     if c is FALSE:
         return y
     if isinstance(x, Poly) and isinstance(y, Poly):
-        return int_of(make("ite", c, of_int(x), of_int(y)))
+        if c.op == "ge" and _agree_where(c.args[0], x, y):
+            return y
+        if c.op == "ge" and _agree_where(-c.args[0] - 1, x, y):
+            return x
+        return int_of(ite(c, of_int(x), of_int(y)))
     one: Any = x
     if one.bool:
         return or_(and_(c, one), and_(not_(c), y))
-    if y is ZERO_ and one not in (NINF, PINF, NAN):
+    if y is ZERO_ and _number(one):
         return mul((one, 1), (ind(c), 1))
-    if x is ZERO_ and y not in (NINF, PINF, NAN):
+    if x is ZERO_ and _number(y):
         return mul((y, 1), (ind(not_(c)), 1))
     negated = not_(c)
     if negated.id < c.id:
         c, x, y = negated, y, x
     return make("ite", c, x, y)
+
+
+def _number(t: Term) -> bool:
+    """Not an infinity, nor what is undefined."""
+    return t not in (NINF, PINF, NAN) and t.op != "undef"
+
+
+def _agree_where(p: Poly, x: Poly, y: Poly) -> bool:
+    """Whether `x = y` wherever `p ≥ 0`: one of two cases that goes on as the other."""
+    given = ((">=", p),)
+    return (
+        quick(x - y, given)
+        and quick(y - x, given)
+        and all(prove(d, ">=", given, "cases that agree") for d in (x - y, y - x))
+    )
 
 
 # --- sums and products -----------------------------------------------------------------------
@@ -259,8 +285,8 @@ def add(*items: tuple[Any, Term]) -> Term:
             c = c * coefficient
             if not c:
                 continue
-            if t is NAN:
-                return NAN
+            if t is NAN or t.op == "undef":
+                return t
             if t in (NINF, PINF):
                 infinite.add(t if c > 0 else PINF if t is NINF else NINF)
             elif t.op == "const":
@@ -338,8 +364,8 @@ def mul(*items: tuple[Term, int]) -> Term:
             continue
         if t.op == "const" and (t.args[0] or k > 0):
             coefficient *= t.args[0] ** k
-        elif t is NAN:
-            return NAN
+        elif t is NAN or t.op == "undef":
+            return t
         elif t in (NINF, PINF):
             if k < 0:
                 coefficient = Fraction(0)
@@ -425,8 +451,8 @@ def exp(x: Term) -> Term:
     """exp(Σ cᵢ·tᵢ) = Π exp(cᵢ·tᵢ); exp(−t) = 1/exp(t); exp(−∞) = 0."""
     if x is NINF:
         return ZERO_
-    if x in (PINF, NAN):
-        return make("exp", x)
+    if x in (PINF, NAN) or x.op == "undef":
+        return make("exp", x) if x is PINF else x
     if x is ZERO_:
         return ONE_
     if x.op == "ite":
@@ -689,8 +715,8 @@ REMAKE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def show(t: Any) -> str:
-    """A term for people."""
+def show(t: Any, depth: int = 9) -> str:
+    """A term for people: what lies deeper than `depth` is left out."""
     if isinstance(t, Poly):
         return str(t)
     op, args = t.op, t.args
@@ -700,26 +726,25 @@ def show(t: Any) -> str:
         return f"({args[0]})"
     if op in ("read", "bread"):
         return f"{args[0]}[{', '.join(map(str, args[1]))}]"
+    if not depth:
+        return "…"
+
+    def inner(a: Any) -> str:
+        if isinstance(a, tuple):
+            return "[" + ", ".join(map(inner, a)) + "]"
+        return show(a, depth - 1) if isinstance(a, Term | Poly) else str(a)
+
     if op == "add":
         head = [] if not args[0] else [str(float(args[0]))]
-        return "(" + " + ".join(head + [_times(c, x) for x, c in args[1]]) + ")"
+        words = [inner(x) if c == 1 else f"{float(c):g}·{inner(x)}" for x, c in args[1]]
+        return "(" + " + ".join(head + words) + ")"
     if op == "mul":
-        body = "·".join(show(x) + (f"^{k}" if k != 1 else "") for x, k in args[1])
+        body = "·".join(inner(x) + (f"^{k}" if k != 1 else "") for x, k in args[1])
         return body if args[0] == 1 else f"{float(args[0]):g}·{body}"
     if op in BINDERS:
         name = bound(t.height, args[0])
-        return f"{op}[{name} < {args[0]}]({', '.join(map(_show, args[1:]))})"
-    return f"{op}({', '.join(map(_show, args))})"
-
-
-def _times(c: Fraction, x: Term) -> str:
-    return show(x) if c == 1 else f"{float(c):g}·{show(x)}"
-
-
-def _show(a: Any) -> str:
-    if isinstance(a, tuple):
-        return "[" + ", ".join(map(_show, a)) + "]"
-    return show(a) if isinstance(a, Term | Poly) else str(a)
+        return f"{op}[{name} < {args[0]}]({', '.join(map(inner, args[1:]))})"
+    return f"{op}({', '.join(map(inner, args))})"
 
 
 __all__ = ["Term", "divmod_"]

@@ -10,7 +10,7 @@ import torch
 
 from quire.verify import term as t
 from quire.verify.decide import divmod_, prove
-from quire.verify.poly import ONE, ZERO, Poly, atom_of, index, poly, product
+from quire.verify.poly import ONE, ZERO, Poly, atom_of, index, poly, product, single
 from quire.verify.term import Term
 
 Index = Sequence[Poly]
@@ -67,6 +67,17 @@ class Value:
 
     def true(self, idx: Index) -> Term:
         return as_bool(self.at(idx))
+
+    @property
+    def name(self) -> str | None:
+        """The name, of a tensor that is known by name only."""
+        x = self.scalar
+        if isinstance(x, Poly):
+            inner = single(x)
+            x = inner.args[0] if inner is not None and inner.kind == "val" else t.TRUE
+        if x.op in ("read", "bread") and x.args[1] == tuple(indices(self.shape)):
+            return x.args[0]
+        return None
 
     @property
     def numel(self) -> Poly:

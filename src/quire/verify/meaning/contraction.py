@@ -130,6 +130,30 @@ def baddbmm(self: Value, batch1: Value, batch2: Value, beta: Any = 1, alpha: Any
     return _plus(self, bmm(batch1, batch2), beta, alpha)
 
 
+@means("_grouped_mm", "grouped_mm_fallback")
+def grouped_mm(
+    self: Value, mat2: Value, offs: Any = None, bias: Any = None, out_dtype: Any = None
+) -> Value:
+    """Row m times the matrix of its group: the number of groups that end at or before m."""
+    if self.ndim != 2 or mat2.ndim != 3 or not isinstance(offs, Value) or bias is not None:
+        raise NoMeaning("a grouped product that is not of rows in groups")
+    groups, inner, width = mat2.shape
+    require(same_size(inner, self.shape[1], "sizes agree"), "grouped product of other sizes")
+
+    def element(idx: list[Poly]) -> Any:
+        def before(g: Poly) -> Any:
+            return t.ind(t.ge(idx[0] - offs.int([g])))
+
+        group = t.int_of(t.bind("sum", groups, before))
+        return t.bind(
+            "sum",
+            inner,
+            lambda k: t.mul((self.real([idx[0], k]), 1), (mat2.real([group, k, idx[1]]), 1)),
+        )
+
+    return build([self.shape[0], width], out_dtype or promoted(self, mat2), element)
+
+
 @means("addmv")
 def addmv(self: Value, mat: Value, vec: Value, beta: Any = 1, alpha: Any = 1) -> Value:
     return _plus(self, mv(mat, vec), beta, alpha)

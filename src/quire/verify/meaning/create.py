@@ -112,9 +112,28 @@ means("tril")(_triangle(lambda off: t.ge(-off)))
 means("triu")(_triangle(t.ge))
 
 
-@means("linspace", "empty", "rand", "randn")
-def unknown(*_: Any, **__: Any) -> Value:
-    raise NoMeaning("linspace, empty, rand, randn")
+def _undefined(kind: str) -> Any:
+    gone = t.make("undef", "never written")
+    if kind == "bool":
+        return t.compare("eq", gone, t.ONE_)
+    return t.int_of(gone) if kind == "int" else gone
+
+
+@means("empty", "new_empty", "empty_permuted", "empty_strided", "new_empty_strided")
+def empty(size: Any, dtype: Any = None, self: Any = None, **_: Any) -> Value:
+    """Memory that nobody wrote: an op that reads it reads what is undefined."""
+    dtype = dtype or (self.dtype if self is not None else torch.get_default_dtype())
+    return build(size, dtype, lambda idx: _undefined(kind_of(dtype)))
+
+
+@means("empty_like")
+def empty_like(self: Value, dtype: Any = None, **_: Any) -> Value:
+    return empty(self.shape, dtype or self.dtype)
+
+
+@means("rand", "randn", "rand_like", "randn_like", "randint", "bernoulli", "randperm")
+def random(*_: Any, **__: Any) -> Value:
+    raise NoMeaning("a random tensor")
 
 
 @means("one_hot")

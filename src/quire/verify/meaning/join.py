@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quire.verify import term as t
-from quire.verify.meaning.pointwise import promoted
+from quire.verify.meaning.pointwise import promoted, sub, xor
 from quire.verify.meaning.table import means
 from quire.verify.meaning.view import clipped, dim_of
 from quire.verify.poly import ZERO, Poly, poly
@@ -16,9 +16,11 @@ from quire.verify.value import (
     build,
     convert,
     kind_of,
+    narrow,
     number,
     require,
     same_size,
+    through,
 )
 
 
@@ -125,6 +127,19 @@ def _mirrored(edge: bool) -> Any:
 
 means("reflection_pad1d", "reflection_pad2d")(_mirrored(False))
 means("replication_pad1d", "replication_pad2d")(_mirrored(True))
+
+
+@means("diff")
+def diff(self: Value, n: Any = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Value:
+    if n != 1:
+        raise NoMeaning("differences of a higher order")
+    d = dim_of(self, dim)
+    ends = [x for x in (prepend, self, append) if x is not None]
+    x = cat(ends, d) if len(ends) > 1 else self
+    size = x.shape[d] - 1
+    after = through(x, narrow(x.shape, d, 1, size))
+    before = through(x, narrow(x.shape, d, 0, size))
+    return xor(after, before) if x.kind == "bool" else sub(after, before)
 
 
 @means("slice_scatter")

@@ -6,7 +6,7 @@ from typing import Any
 
 from quire.verify import term as t
 from quire.verify.decide import divmod_
-from quire.verify.meaning.pointwise import add, mul, sub
+from quire.verify.meaning.pointwise import add, div, mul, sub
 from quire.verify.meaning.reduce import mean, moment, sum_
 from quire.verify.meaning.table import MEANING, means
 from quire.verify.meaning.view import dim_of
@@ -119,7 +119,7 @@ def instance_norm(
     return group_norm(input, input.shape[1], weight, bias, eps)
 
 
-@means("batch_norm", "_native_batch_norm_legit_no_training")
+@means("batch_norm")
 def batch_norm(
     input: Value, weight: Any = None, bias: Any = None, running_mean: Any = None,
     running_var: Any = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
@@ -137,4 +137,19 @@ def batch_norm(
     )
 
 
-__all__ = ["sum_"]
+@means("_native_batch_norm_legit_no_training")
+def native_batch_norm(
+    input: Value, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float,
+    eps: float,
+) -> tuple[Value, ...]:  # fmt: skip
+    out = batch_norm(input, weight, bias, running_mean, running_var, eps=eps)
+    nothing = build([0], input.dtype, lambda i: t.ZERO_)
+    return out, nothing, nothing
+
+
+@means("_weight_norm")
+def weight_norm(v: Value, g: Value, dim: int = 0) -> Value:
+    """v · g / ‖v‖, the norm over all dims but one."""
+    d = dim_of(v, dim)
+    squares = sum_(mul(v, v), [k for k in range(v.ndim) if k != d], True)
+    return mul(v, div(g, MEANING["sqrt"](self=squares)))

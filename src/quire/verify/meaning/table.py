@@ -35,8 +35,8 @@ def views(*names: str) -> Callable[[Any], Any]:
     return put
 
 
-def named(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The op's plain name, and a call's arguments by the names of its schema, defaults filled in.
+def named(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The overload, and a call's arguments by the names of its schema, defaults filled in.
 
     `target` is an overload, or a packet whose first overload that takes the arguments is meant.
     """
@@ -55,11 +55,12 @@ def named(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[s
             continue
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
-        if all(n in given or n in defaults or n == "out" for n in names) and all(
+        fits = len(overloads) == 1 or all(
             _fits(a, given[a.name]) for a in arguments if a.name in given
-        ):
+        )
+        if fits and all(n in given or n in defaults or n == "out" for n in names):
             known = {**defaults, **given}
-            return packet.__name__, {n: known[n] for n in names if n in known}
+            return overload, {n: known[n] for n in names if n in known}
     raise NoMeaning(f"no overload of {packet} takes these arguments")
 
 
@@ -76,8 +77,8 @@ def _fits(argument: Any, value: Any) -> bool:
 
 def means_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of a call: a `Value`, or a tuple of them. Raises NoMeaning."""
-    name, given = named(target, args, kwargs)
-    return apply(name, given)
+    overload, given = named(target, args, kwargs)
+    return apply(overload.overloadpacket.__name__, given)
 
 
 def apply(name: str, given: dict[str, Any]) -> Any:
