@@ -120,10 +120,11 @@ def cat(low: Lowering, op: Op) -> Tensor:
         result: Expr | None = None
         for part, end in zip(reversed(parts), reversed(ends), strict=True):
             start = end - part.shape[dim]
-            here = ix.add(i[dim], ix.of_size(-start) if isinstance(start, int) else c(
-                "neg", ix.of_size(start)
-            ))
-            value = as_kind(part.at((*i[:dim], here, *i[dim + 1 :])), op.out.dtype)
+            back = ix.of_size(-start) if isinstance(start, int) else c("neg", ix.of_size(start))
+            # Only read where the index lies within the part: made for that range, then moved.
+            own = low.var(part.shape[dim])
+            inner = as_kind(part.at((*i[:dim], own, *i[dim + 1 :])), op.out.dtype)
+            value = ix.substitute(inner, {own.name: ix.add(i[dim], back)})
             test = c("lt", i[dim], ix.of_size(end))
             result = value if result is None else c("select", test, value, result)
         assert result is not None
