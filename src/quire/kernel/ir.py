@@ -94,6 +94,10 @@ class Buffer:
     role: Literal["temp", "private", "state", "input", "output"] = "temp"
     target: str = ""
     stride: tuple[Size, ...] | None = None
+    order: tuple[int, ...] = ()
+    """A weight that is packed: its dims in this order, dense."""
+    scheme: Literal["", "int8", "int4"] = ""
+    """How a packed weight's rows are held."""
 
     @property
     def strides(self) -> tuple[Size, ...]:

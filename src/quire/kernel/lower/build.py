@@ -14,6 +14,7 @@ Equal expressions are stored once.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,9 @@ from quire.kernel.lower import contraction, pointwise, reduce, view  # noqa: F40
 from quire.kernel.lower.attend import attend
 from quire.kernel.lower.table import RULES, Tensor, as_float, as_kind, aten, c
 
+QUANTISED = 1 << 12
+"""Weights from which on a contraction's matrix is quantised, where that is asked for."""
+
 LARGE_BODY = 1
 """Operators in a pointwise expression from which on it is stored when several ops read it."""
 
@@ -77,17 +81,17 @@ class Lowered:
     """For each buffer computed, the node it was made for and its place in the model."""
 
 
-def lower(program: Program) -> Lowered:
-    """The loop nests that compute `program`.
+def lower(program: Program, scheme: str = "") -> Lowered:
+    """The loop nests that compute `program`, large weights held by `scheme`.
 
     Raises MissingRuleError for an op without a rule.
     """
-    return _Builder(program).run()
+    return _Builder(program, scheme).run()
 
 
 class _Builder:
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, scheme: str) -> None:
+        self.program, self.scheme = program, scheme
         self.nests: list[AnyNest] = []
         self._values: dict[fx.Node, Any] = {}
         self._known: dict[Any, Buffer] = {}
@@ -222,11 +226,38 @@ class _Builder:
 
     def side_by_side(self, e: Expr, k: Var, order: Sequence[Var]) -> Expr:
         """`e` as a read whose elements along `k` are neighbours: itself, or a stored copy."""
+        if isinstance(e, Read) and e.buffer.role == "state":
+            packed = self._packed(e, k)
+            if packed is not None:
+                return packed
         if isinstance(e, Read) and unit_stride(e, k):
             return e
-        if isinstance(e, Read) and e.buffer.role == "state":
-            return e  # packed when the kernel is bound
         return self.kept(e, [*(v for v in order if v != k), k])
+
+    def _packed(self, e: Read, k: Var) -> Read | None:
+        """A read of weights laid out anew, rows along `k`, where the layout or scheme asks it."""
+        b = e.buffer
+        dims = [d for d, x in enumerate(e.at) if x == k]
+        clean = len(dims) == 1 and all(
+            k not in free(x) for d, x in enumerate(e.at) if d not in dims
+        )
+        if not clean or b.order or len(b.shape) < 2 or not all(isinstance(s, int) for s in b.shape):
+            return None
+        sizes = [int(s) for s in b.shape]  # type: ignore[arg-type]
+        large = b.dtype.is_floating_point and math.prod(sizes) >= QUANTISED
+        scheme = self.scheme if large and sizes[dims[0]] % 32 == 0 else ""
+        if not scheme and unit_stride(e, k):
+            return None
+        order = (*(d for d in range(len(sizes)) if d != dims[0]), dims[0])
+        new = attrs.evolve(
+            b,
+            name=f"{b.name}_packed",
+            shape=tuple(sizes[d] for d in order),
+            stride=None,
+            order=order,
+            scheme=scheme,  # type: ignore[arg-type]
+        )
+        return Read(new, tuple(e.at[d] for d in order))
 
     def _softmax(self, e: Soft, axes: tuple[Var, ...]) -> Expr:
         rows = [v for v in axes if v in free(Fold("max", (e.over,), e.score))]

@@ -110,6 +110,19 @@ public:
         }
     }
 
+    template <class Body, class Put>
+    static void scan_sum(index_t n, Body body, Put put) {
+        auto total = body(0);
+        put(0, total);
+        for (index_t i = 1; i < n; ++i) put(i, total = total + body(i));
+    }
+    template <class Body, class Put>
+    static void scan_prod(index_t n, Body body, Put put) {
+        auto total = body(0);
+        put(0, total);
+        for (index_t i = 1; i < n; ++i) put(i, total = total * body(i));
+    }
+
     // --- scalars --------------------------------------------------------------------------
     static float tofloat(index_t v) { return float(v); }
     static float tofloat(float v) { return v; }
@@ -227,6 +240,7 @@ private:
     index_t cut(int t, index_t start, index_t cost, index_t units, index_t total, index_t align) const {
         const index_t edge = index_t(__int128(total) * t / team_.size()) - start;
         if (edge <= 0) return 0;
+        if (edge >= cost * units) return units;
         index_t u = edge / cost;
         u = (u + align / 2) / align * align;
         return u < units ? u : units;
