@@ -31,13 +31,19 @@ class KernelPlan:
         return self.rendered.source
 
 
-def compile_program(program: Program, scheme: str = "", title: str = "A kernel") -> KernelPlan:
+def compile_program(
+    program: Program,
+    scheme: str = "",
+    title: str = "A kernel",
+    longest: Mapping[sympy.Symbol, int] | None = None,
+) -> KernelPlan:
     """The kernel of a program. `scheme` is how large weights are held: as they are (""), int8, or
-    int4.
+    int4. `longest` are the largest lengths to serve, where the program does not bound them.
 
     Raises MissingRuleError for ops that cannot be lowered.
     """
     most = {s.name: s.hi if s.hi is not None else s.hint for s in program.symbols}
+    most |= longest or {}
     lowered = lower(program, scheme)
     phases = schedule(lowered, most)
     arena = plan_arena(phases, most)

@@ -133,10 +133,8 @@ class NativeKernel:
         for s in program.symbols:
             path = next(i.target for i in program.inputs if i.node is s.source)
             size = inputs[path].shape[s.dim]
-            if size < min(s.lo, 1) or (s.hi is not None and size > s.hi):
-                raise InputError(
-                    f"{path} has size {size} in dim {s.dim}", allowed=f"{s.lo} to {s.hi}"
-                )
+            if not 1 <= size <= (most := self.plan.most[s.name]):
+                raise InputError(f"{path} has size {size} in dim {s.dim}", allowed=f"1 to {most}")
             env[s.name] = size
         for item in program.users_inputs():
             info, tensor = program.info(item.node), inputs[item.target]

@@ -174,7 +174,7 @@ class _Builder:
         else:
             assert isinstance(old, Read)
             buffer = old.buffer
-            if len(op.operands[0].node.users) > 1:
+            if sum(u in self.program.ops for u in op.operands[0].node.users) > 1:
                 raise MissingRuleError(
                     "an input is read after it was changed in place", where=str(op.where)
                 )
