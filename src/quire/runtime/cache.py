@@ -48,8 +48,8 @@ class SlotLayer(CacheLayerMixin):
         for held in (self.keys, self.values):
             held[:, :, : self.used] = held[beam_idx, :, : self.used]  # type: ignore[index]
 
-    def crop(self, max_length: int) -> None:
-        self.used = min(self.used, max_length if max_length >= 0 else self.used + max_length)
+    def crop(self, tokens_to_remove: int) -> None:
+        self.used -= abs(tokens_to_remove)
 
 
 class SlotCache(Cache):
@@ -113,8 +113,8 @@ class SlotCache(Cache):
         if self.lengths is not None:
             self.lengths = self.lengths[beam_idx]
 
-    def crop(self, max_length: int) -> None:
+    def crop(self, tokens_to_remove: int) -> None:
         before = self.get_seq_length()
-        super().crop(max_length)
+        super().crop(tokens_to_remove)
         if self.lengths is not None:
             self.lengths = self.lengths - (before - self.get_seq_length())

@@ -69,8 +69,8 @@ def attend(low: Any, e: Fold, axes: Sequence[Var]) -> Buffer | None:
     if len(wide) != 1 or not unit_stride(values, wide[0]):
         return None
     rows = tuple(v for v in axes if v is not wide[0])
-    query = low.side_by_side(a, inner, (*rows, inner))
-    keys = low.side_by_side(b, inner, (*rows, key, inner))
+    query = low.side_by_side(a, (inner,), rows)
+    keys = low.side_by_side(b, (inner,), (*rows, key))
     score = rewrite(score, lambda x: Call(DOT, ()) if x == dots[0] else None, ix.call)
     live, score = masked(score)
     lo, hi, rest = bounds(live, key)

@@ -190,9 +190,10 @@ class _Builder:
 
     # --- storing -----------------------------------------------------------------------------
 
-    def kept(self, e: Expr, order: Sequence[Var]) -> Expr:
-        """`e`, read from a buffer with a dim for each variable of `order` that is free in it."""
-        if isinstance(e, Num) or (isinstance(e, Read) and _is_plain(e)):
+    def kept(self, e: Expr, order: Sequence[Var], *, copy: bool = False) -> Expr:
+        """`e`, read from a buffer with a dim for each variable of `order` that is free in it.
+        What is stored already is stored again only for a `copy` in that order."""
+        if isinstance(e, Num) or (isinstance(e, Read) and _is_plain(e) and not copy):
             return e
         axes = tuple(v for v in order if v in free(e))
         key = (canonical(e, axes), tuple(a.size for a in axes))
@@ -219,20 +220,22 @@ class _Builder:
     def _factors(self, e: Fold, axes: tuple[Var, ...]) -> Expr:
         """The body of a contraction, with factors that do not lie side by side stored."""
         match e:
-            case Fold("sum", (k,), Call("mul", (a, b))) if k in free(a) and k in free(b):
-                order = (*axes, k)
-                return Call("mul", (self.side_by_side(a, k, order), self.side_by_side(b, k, order)))
+            case Fold("sum", over, Call("mul", (a, b))) if over and all(
+                k in free(a) and k in free(b) for k in over
+            ):
+                return Call("mul", tuple(self.side_by_side(x, over, axes) for x in (a, b)))
         return e.body
 
-    def side_by_side(self, e: Expr, k: Var, order: Sequence[Var]) -> Expr:
-        """`e` as a read whose elements along `k` are neighbours: itself, or a stored copy."""
-        if isinstance(e, Read) and e.buffer.role == "state":
-            packed = self._packed(e, k)
+    def side_by_side(self, e: Expr, over: Sequence[Var], order: Sequence[Var]) -> Expr:
+        """`e` as a read whose elements along `over` are neighbours, in row-major order: itself, or
+        a stored copy with the dims of `order` before them."""
+        if isinstance(e, Read) and e.buffer.role == "state" and len(over) == 1:
+            packed = self._packed(e, over[0])
             if packed is not None:
                 return packed
-        if isinstance(e, Read) and unit_stride(e, k):
+        if isinstance(e, Read) and side_by_side(e, over):
             return e
-        return self.kept(e, [*(v for v in order if v != k), k])
+        return self.kept(e, [*(v for v in order if v not in over), *over], copy=True)
 
     def _packed(self, e: Read, k: Var) -> Read | None:
         """A read of weights laid out anew, rows along `k`, where the layout or scheme asks it."""
@@ -390,7 +393,20 @@ def unit_stride(e: Read, k: Var) -> bool:
     """Whether the elements read along `k` are neighbours in memory."""
     place = address(e)
     terms = ix._terms(place)
-    return terms.get(k) == 1 and all(t is k or t == k or k not in free(t) for t in terms)
+    return terms.get(k) == 1 and all(t == k or k not in free(t) for t in terms)
+
+
+def side_by_side(e: Read, over: Sequence[Var]) -> bool:
+    """Whether the elements over `over` are neighbours in memory, in row-major order."""
+    terms = ix._terms(address(e))
+    step = 1
+    for k in reversed(over):
+        if terms.get(k) != step or any(t != k and k in free(t) for t in terms):
+            return False
+        if not isinstance(k.size, int):
+            return k is over[0]
+        step *= k.size
+    return True
 
 
 def address(e: Read) -> Expr:

@@ -226,9 +226,9 @@ def clamp(low: Lowering, op: Op) -> Tensor:
     return elementwise(low, op, apply, op["self"], *bounds)
 
 
-@rule("maximum.default minimum.default")
+@rule("maximum.default minimum.default max.other min.other")
 def extreme(low: Lowering, op: Op) -> Tensor:
-    name = "max" if "maximum" in op.target._schema.name else "min"
+    name = "max" if "max" in op.target._schema.name else "min"
     return elementwise(low, op, lambda a, b: c(name, a, b), op["self"], op["other"])
 
 

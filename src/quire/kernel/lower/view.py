@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from quire.capture.program import Op, Operand
 from quire.kernel import index as ix
 from quire.kernel.ir import Expr, Num, Size
@@ -211,6 +213,35 @@ def pad(low: Lowering, op: Op) -> Tensor:
             inside = c("and", inside, c("le", Num(0), place[d]))
             inside = c("and", inside, c("lt", place[d], ix.of_size(source.shape[d])))
         return c("select", inside, source.at(tuple(place)), fill)
+
+    return Tensor(op.out.shape, op.out.dtype, at)
+
+
+@rule("diff.default")
+def diff(low: Lowering, op: Op) -> Tensor:
+    """Differences of neighbours, once (`n` = 1)."""
+    source, dim = low.tensor(op["self"]), op["dim"] % op.out.ndim
+    if op["n"] != 1 or op["append"] is not None:
+        raise NotImplementedError("n other than 1, or an appended part")
+    first = None if op["prepend"] is None else low.tensor(op["prepend"])
+    lead = 0 if first is None else first.shape[dim]
+
+    def joined(i: Index) -> Expr:
+        own = low.var(source.shape[dim])
+        inner = source.at((*i[:dim], own, *i[dim + 1 :]))
+        here = ix.add(i[dim], c("neg", ix.of_size(lead)))
+        value = ix.substitute(inner, {own.name: here})
+        if first is None:
+            return value
+        before = low.var(lead)
+        head = ix.substitute(first.at((*i[:dim], before, *i[dim + 1 :])), {before.name: i[dim]})
+        return c("select", c("lt", i[dim], ix.of_size(lead)), head, value)
+
+    def at(i: Index) -> Expr:
+        after = joined((*i[:dim], ix.add(i[dim], Num(1)), *i[dim + 1 :]))
+        if op.out.dtype == torch.bool:
+            return c("ne", after, joined(i))
+        return c("sub", after, joined(i))
 
     return Tensor(op.out.shape, op.out.dtype, at)
 

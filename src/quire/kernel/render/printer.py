@@ -85,6 +85,8 @@ class Names:
         if isinstance(e, sympy.Add | sympy.Mul):
             sign = " + " if isinstance(e, sympy.Add) else " * "
             return f"({sign.join(self._sympy(a) for a in e.args)})"  # type: ignore[arg-type]
+        if isinstance(e, sympy.Pow) and e.exp.is_Integer and int(e.exp) > 0:  # type: ignore[arg-type]
+            return f"({' * '.join([self._sympy(e.base)] * int(e.exp))})"  # type: ignore[arg-type]
         name = type(e).__name__
         args = [self._sympy(a) for a in e.args]  # type: ignore[arg-type]
         if name in ("FloorDiv", "CleanDiv", "IntTrueDiv"):

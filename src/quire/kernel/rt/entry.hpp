@@ -28,6 +28,14 @@ QUIRE_API const char* quire_report(void* team) {
     return static_cast<quire::Team*>(team)->report().c_str();
 }
 
+#if defined(QUIRE_PROFILE)
+QUIRE_API int quire_times(void* team, double* out, int n) {
+    const auto& times = static_cast<quire::Team*>(team)->times_;
+    for (int i = 0; i < n && i < int(times.size()); ++i) out[i] = times[i];
+    return int(times.size());
+}
+#endif
+
 // 0: done. 1: a worker hung (see quire_report). 2: the team belongs to another process (a fork).
 QUIRE_API int quire_run(void* team, void* const* slots, const std::int64_t* lengths,
                         const std::int64_t* repeats, char* scratch, std::int64_t scratch_size) {

@@ -89,6 +89,16 @@ public:
     }
 
     void enter(int worker, int phase) {
+#if defined(QUIRE_PROFILE)
+        if (worker == 0) {
+            const auto now = Clock::now();
+            if (phase > 0) {
+                if (times_.size() < std::size_t(phase)) times_.resize(phase);
+                times_[phase - 1] += std::chrono::duration<double>(now - entered_).count();
+            }
+            entered_ = now;
+        }
+#endif
         places_[worker].phase.store(phase, std::memory_order_relaxed);
     }
 
@@ -178,6 +188,12 @@ private:
     void (*task_)(void*, int) = nullptr;
     void* context_ = nullptr;
     std::string report_;
+#if defined(QUIRE_PROFILE)
+    Clock::time_point entered_;
+
+public:
+    std::vector<double> times_;  // seconds in each phase so far, but the last
+#endif
 };
 
 }  // namespace quire
