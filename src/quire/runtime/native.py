@@ -13,6 +13,7 @@ import torch
 from quire.capture.program import evaluate
 from quire.errors import InputError, QuireError
 from quire.kernel.compile import KernelPlan
+from quire.kernel.describe import PhaseInfo, describe
 from quire.kernel.ir import Buffer
 from quire.runtime import build
 from quire.runtime.pack import packed
@@ -87,8 +88,23 @@ class NativeKernel:
             self._weights[key] = made
         return self._weights[key]
 
+    @property
+    def source(self) -> str:
+        """The C++ translation unit."""
+        return self.plan.source
+
+    @property
+    def phases(self) -> tuple[PhaseInfo, ...]:
+        """What runs between two barriers, each distinct phase once."""
+        return describe(self.plan)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of weights that one call reads, experts that are not chosen included."""
+        return sum(p.runs * p.weight_bytes for p in self.phases)
+
     def bind(self, name: str, tensor: torch.Tensor) -> None:
-        """Use `tensor` as the input or output `name` of the calls to come."""
+        """Use `tensor` as the input or output `name` of the calls to come. It is not kept alive."""
         pointer = tensor.data_ptr()
         if self._bound.get(name) != pointer:
             self._bound[name] = pointer

@@ -37,7 +37,7 @@ def contracted(low: Lowering, op: Op, equation: str, operands: Sequence[Operand]
             factor = as_float(tensor.at(index))
             body = factor if body is None else c("mul", body, factor)
         assert body is not None
-        return Fold("sum", tuple(over.values()), body)
+        return Fold("sum", tuple(over.values()), body) if over else body
 
     shape = tuple(sizes[k] for k in result)
     return Tensor(shape, op.out.dtype, at)

@@ -37,6 +37,10 @@ def folded(
             else:
                 place.append(next(rest))
         body = source.at(tuple(place))
+        if kind(body) == "bool" and monoid in ("sum", "prod"):
+            body = c("toint", body)
+        if not over:
+            return as_float(body) if real else body
         return Fold(monoid, tuple(over.values()), as_float(body) if real else body)
 
     shape = [
