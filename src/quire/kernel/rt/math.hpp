@@ -9,6 +9,7 @@
 
 namespace quire {
 
+// Results below the least normal float are 0.
 // exp by x = n·ln 2 + r and a polynomial in r (Cephes' expf).
 inline float exp_(float x) {
     const float inf = std::numeric_limits<float>::infinity();
