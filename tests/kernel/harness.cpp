@@ -43,3 +43,31 @@ extern "C" __attribute__((visibility("default"))) void attend(
                      j + block < keys ? j + block : keys, [](index_t, float d) { return d; });
     merge_blocks(out, 1, parts, width, 0, s);
 }
+
+#include <chrono>
+#include <thread>
+
+#include "team.hpp"
+
+// Rounds of phases in which worker `sleeper` sleeps; 0 if all came through, else the report.
+extern "C" __attribute__((visibility("default"))) int team(
+    int workers, double limit, int phases, int sleeper, double seconds, int* counts, char* report) {
+    Team own(workers, limit);
+    auto body = [&](int worker) {
+        for (int phase = 0; phase < phases; ++phase) {
+            own.enter(worker, phase);
+            if (worker == sleeper && phase == 3)
+                std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+            // Everything before the barrier is seen after it by all.
+            counts[worker] += 1;
+            own.barrier(worker);
+            int total = 0;
+            for (int t = 0; t < workers; ++t) total += counts[t];
+            if (total != workers * (phase + 1)) counts[worker] = -1000000;
+            own.barrier(worker);
+        }
+    };
+    const bool good = own.run(body);
+    std::strncpy(report, own.report().c_str(), 999);
+    return good ? 0 : 1;
+}

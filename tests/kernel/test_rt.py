@@ -130,3 +130,29 @@ def test_attention_by_blocks(lib, keys, block, inner, width):
     want = weights @ v.double()
     bound = 2**-24 * (keys + 4 * inner + 40) * (weights[:, None] * v.double().abs()).sum(0)
     assert ((out.double() - want).abs() <= bound).all()
+
+
+def run_team(lib, workers, limit, phases, sleeper, seconds):
+    counts = (ctypes.c_int * 16)()
+    report = ctypes.create_string_buffer(1000)
+    code = lib.team(
+        workers, ctypes.c_double(limit), phases, sleeper, ctypes.c_double(seconds), counts, report
+    )
+    return code, list(counts)[:workers], report.value.decode()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_barrier_orders_phases(lib, workers):
+    assert run_team(lib, workers, 30, 200, -1, 0) == (0, [200] * workers, "")
+
+
+def test_a_slow_worker_is_waited_for(lib):
+    assert run_team(lib, 2, 30, 5, 1, 0.2)[:2] == (0, [5, 5])
+
+
+@pytest.mark.parametrize("sleeper", [0, 1])
+def test_a_hung_worker_is_reported(lib, sleeper):
+    code, _, report = run_team(lib, 2, 0.2, 5, sleeper, 0.8)
+    assert code == 1
+    assert f"worker {sleeper}: phase 3, working" in report
+    assert f"worker {1 - sleeper}: phase 3, waiting" in report
