@@ -1,4 +1,4 @@
-"""The fused path as one column of named steps: capture → lower → schedule → render → build → bind."""
+"""The fused path: capture → lower → schedule → render → build → bind."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def fuse(
                 fix="quire.fuse(model, args, kwargs)",
             )
         if max_length < 2 or max_batch < 1:
-            raise QuireError(f"max_length={max_length}, max_batch={max_batch}", allowed="2 and 1 up")
+            raise QuireError(
+                f"max_length={max_length}, max_batch={max_batch}", allowed="2 and 1 up"
+            )
         progress("capturing a decode step", 0, 0)
         step = capture_decode(model, max_length, max_batch)
         progress("planning phases", 0, 0)
@@ -96,5 +98,8 @@ def _from_file(path: Path) -> ExportedProgram:
     if path.suffix == ".pt2":
         return torch.export.load(path)
     raise QuireError(
-        f"a {path.suffix or 'nameless'} file", where=str(path), allowed=".pt2 files", fix="export it"
+        f"a {path.suffix or 'nameless'} file",
+        where=str(path),
+        allowed=".pt2 files",
+        fix="export it",
     )

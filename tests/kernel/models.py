@@ -3,6 +3,7 @@
 import torch
 import transformers as hf
 
+NO_TOKENS = dict(bos_token_id=None, eos_token_id=None, pad_token_id=0)
 BASE = dict(
     vocab_size=320,
     hidden_size=64,
@@ -11,13 +12,12 @@ BASE = dict(
     num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=512,
-    bos_token_id=None,
-    eos_token_id=None,
-    pad_token_id=0,
+    **NO_TOKENS,
 )
 WINDOW = dict(sliding_window=7)
 MOE = dict(num_experts_per_tok=2)
 GEMMA = dict(head_dim=32, query_pre_attn_scalar=24, **WINDOW)
+GPT2 = dict(vocab_size=320, n_embd=64, n_layer=3, n_head=4, n_positions=512, **NO_TOKENS)
 
 CONFIGS = {
     "llama": lambda: hf.LlamaConfig(**BASE),
@@ -28,10 +28,7 @@ CONFIGS = {
     "gemma3": lambda: hf.Gemma3TextConfig(**BASE, **GEMMA, sliding_window_pattern=2),
     "phi": lambda: hf.PhiConfig(**BASE),
     "phi3": lambda: hf.Phi3Config(**BASE),
-    "gpt2": lambda: hf.GPT2Config(
-        vocab_size=320, n_embd=64, n_layer=3, n_head=4, n_positions=512, bos_token_id=None,
-        eos_token_id=None, pad_token_id=0,
-    ),  # fmt: skip
+    "gpt2": lambda: hf.GPT2Config(**GPT2),
     "mixtral": lambda: hf.MixtralConfig(**BASE, num_local_experts=4, **MOE),
     "qwen2-moe": lambda: hf.Qwen2MoeConfig(
         **BASE, num_experts=6, moe_intermediate_size=48, shared_expert_intermediate_size=64, **MOE

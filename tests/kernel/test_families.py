@@ -7,11 +7,11 @@ error is allowed; in bfloat16 the kernel rounds only the cache and must be at le
 
 import pytest
 import torch
-from tests.kernel.decode import decode, exact_logits, kernel_of
-from tests.kernel.models import CONFIGS, causal_lm
 
 from quire.capture.decode import capture_decode
 from quire.kernel.compile import compile_program
+from tests.kernel.decode import decode, exact_logits, kernel_of
+from tests.kernel.models import CONFIGS, causal_lm
 
 TOKENS = 32
 STARTS = torch.tensor([0, 3, 1])

@@ -90,9 +90,7 @@ def test_reindex_is_reshape(shapes):
     axes = np.meshgrid(*(np.arange(s) for s in new), indexing="ij")
     env = {f"i{k}": axis.reshape(-1) for k, axis in enumerate(axes)}
     place = ix.reindex([Var(f"i{k}", s) for k, s in enumerate(new)], new, old)
-    found = data.reshape(old)[
-        tuple(np.broadcast_to(evaluate(e, env), data.size) for e in place)
-    ]
+    found = data.reshape(old)[tuple(np.broadcast_to(evaluate(e, env), data.size) for e in place)]
     assert np.array_equal(found, data.reshape(-1))
 
 

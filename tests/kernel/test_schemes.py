@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.kernel.decode import decode, exact_logits, kernel_of
-from tests.kernel.models import causal_lm
 
 from quire.runtime.pack import dequantised
+from tests.kernel.decode import decode, exact_logits, kernel_of
+from tests.kernel.models import causal_lm
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])

@@ -85,7 +85,5 @@ def test_every_element_once_and_reads_stay_inside(order, group):
                     rows.base + o * rows.outer_step + r * rows.inner_step + f for f in rows.offsets
                 }
                 first = sums.base + o * sums.outer_step + r * sums.inner_step
-                need = {
-                    table[(first + f) * group + n] for f in sums.offsets for n in range(group)
-                }
+                need = {table[(first + f) * group + n] for f in sums.offsets for n in range(group)}
                 assert need <= have

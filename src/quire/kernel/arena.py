@@ -61,9 +61,7 @@ def scratch_offsets(
                 shared = k >= len(phase.private)
                 last[b] = len(phase.nests) if shared else max(k, last.get(b, 0))
     # In order of appearance, so that equal phases get equal offsets.
-    arena = _pack(
-        [_Live(b.name, nbytes(b, most), first[b], last[b]) for b in first], by_size=False
-    )
+    arena = _pack([_Live(b.name, nbytes(b, most), first[b], last[b]) for b in first], by_size=False)
     return arena.offsets, arena.size
 
 
@@ -81,9 +79,7 @@ def _pack(lives: Sequence[_Live], *, by_size: bool = True) -> Arena:
     offsets: dict[str, int] = {}
     for live in order:
         rivals = sorted(
-            (at, at + v.size)
-            for at, v in placed
-            if v.first <= live.last and live.first <= v.last
+            (at, at + v.size) for at, v in placed if v.first <= live.last and live.first <= v.last
         )
         spot = 0
         for low, high in rivals:
@@ -94,7 +90,5 @@ def _pack(lives: Sequence[_Live], *, by_size: bool = True) -> Arena:
         placed.append((spot, live))
     size = max((at + v.size for at, v in placed), default=0)
     moments = {v.first for v in lives}
-    bound = max(
-        (sum(v.size for v in lives if v.first <= m <= v.last) for m in moments), default=0
-    )
+    bound = max((sum(v.size for v in lives if v.first <= m <= v.last) for m in moments), default=0)
     return Arena(offsets, size, bound)

@@ -142,7 +142,7 @@ def mod(a: Expr, by: Size) -> Expr:
     return Call("imod", (a, Num(by)))
 
 
-def call(op: str, args: Sequence[Expr]) -> Expr:  # noqa: PLR0915
+def call(op: str, args: Sequence[Expr]) -> Expr:
     """An operator, with constants folded where that is exact."""
     args = tuple(args)
     floats = any(kind(a) == "float" for a in args)
@@ -208,7 +208,7 @@ def call(op: str, args: Sequence[Expr]) -> Expr:  # noqa: PLR0915
             return a if c else b
         case "select", (_, a, b) if a == b:
             return a
-        case ("le" | "lt" | "eq" | "ne"), (a, b) if not floats:
+        case (("le" | "lt" | "eq" | "ne"), (a, b)) if not floats:
             return _compare(op, a, b)
     return Call(op, args)
 
@@ -216,8 +216,10 @@ def call(op: str, args: Sequence[Expr]) -> Expr:  # noqa: PLR0915
 def _compare(op: str, a: Expr, b: Expr) -> Expr:
     if kind(a) == "bool" or kind(b) == "bool":
         if isinstance(a, Num) and isinstance(b, Num):
-            return Num((a.value == b.value) is (op == "eq")) if op in ("eq", "ne") else Call(
-                op, (a, b)
+            return (
+                Num((a.value == b.value) is (op == "eq"))
+                if op in ("eq", "ne")
+                else Call(op, (a, b))
             )
         if op == "ne" and b in (Num(False), Num(0)):
             return a

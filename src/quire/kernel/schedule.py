@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 import sympy
 
+from quire.kernel.analysis import free, mapped, plain_call
 from quire.kernel.ir import (
     AnyNest,
     Attend,
@@ -33,7 +34,7 @@ from quire.kernel.ir import (
     rewrite,
     walk,
 )
-from quire.kernel.lower.build import Call_, Lowered, mapped
+from quire.kernel.lower.build import Lowered
 from quire.kernel.units import NotLocalError, Segment, Units, weights_of
 
 STREAM = 1 << 11
@@ -226,7 +227,7 @@ class _Planner:
                     return Read(buffer(x.buffer), tuple(expression(a) for a in x.at))
                 return None
 
-            return rewrite(e, change, Call_)
+            return rewrite(e, change, plain_call)
 
         done: dict[int, AnyNest] = {}
 
@@ -236,9 +237,7 @@ class _Planner:
             return done[id(x)]
 
         segments = tuple(
-            attrs.evolve(
-                s, shares=tuple(attrs.evolve(h, nest=placed(h.nest)) for h in s.shares)
-            )
+            attrs.evolve(s, shares=tuple(attrs.evolve(h, nest=placed(h.nest)) for h in s.shares))
             for s in units.segments()
         )
         attends = tuple(placed(x) for x in shared if isinstance(x, Attend))
@@ -246,8 +245,6 @@ class _Planner:
 
 
 def _axes_of(weight: Read, nest: AnyNest):  # type: ignore[no-untyped-def]
-    from quire.kernel.lower.build import free  # noqa: PLC0415
-
     own = set().union(*(free(e) for e in weight.at))
     over = nest.over if isinstance(nest, Nest) else ()
     return [a for a in (*nest.axes, *over) if a in own]

@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import numpy as np
 
+from quire.kernel.analysis import free
 from quire.kernel.ir import (
     AnyNest,
     Call,
@@ -199,8 +200,6 @@ def cost(nest: AnyNest, axes: Sequence[Var]) -> int:
 
 
 def _vars(e: Expr) -> set[Var]:
-    from quire.kernel.lower.build import free  # noqa: PLC0415
-
     return free(e)
 
 

@@ -103,7 +103,9 @@ class FusedCausalLM(nn.Module, GenerationMixin):
         cache.room(tokens)
         with torch.no_grad():
             if cache.lengths is None and (tokens > 1 or cache.get_seq_length() == 0):
-                logits = self._prompt(input_ids, attention_mask, position_ids, cache, logits_to_keep)
+                logits = self._prompt(
+                    input_ids, attention_mask, position_ids, cache, logits_to_keep
+                )
             else:
                 if cache.lengths is None:
                     cache.compact(attention_mask, rows)
@@ -163,7 +165,9 @@ class FusedCausalLM(nn.Module, GenerationMixin):
         """Tokens at a time: each needs its hidden states, its MLP's, and a row of scores a head."""
         text = self.config.get_text_config(decoder=True)
         wide = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-        per_token = rows * 4 * (8 * text.hidden_size + 3 * wide + 2 * text.num_attention_heads * total)
+        per_token = (
+            rows * 4 * (8 * text.hidden_size + 3 * wide + 2 * text.num_attention_heads * total)
+        )
         return max(16, self.prefill_memory // per_token)
 
     def _check_rows(self, rows: int) -> None:

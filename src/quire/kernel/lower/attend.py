@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from quire.kernel import index as ix
+from quire.kernel.analysis import free, unit_stride
 from quire.kernel.ir import (
     DOT,
     Attend,
@@ -41,8 +42,6 @@ DEAD = -1e30
 
 def attend(low: Any, e: Fold, axes: Sequence[Var]) -> Buffer | None:
     """The buffer that holds `e` for all of `axes`, if it is an attention."""
-    from quire.kernel.lower.build import free, unit_stride  # noqa: PLC0415
-
     if e.monoid != "sum" or len(e.over) != 1 or not isinstance(e.body, Call):
         return None
     if e.body.op != "mul":
@@ -74,10 +73,9 @@ def attend(low: Any, e: Fold, axes: Sequence[Var]) -> Buffer | None:
     score = rewrite(score, lambda x: Call(DOT, ()) if x == dots[0] else None, ix.call)
     live, score = masked(score)
     lo, hi, rest = bounds(live, key)
-    if not _foreign(score, live, key):
-        score = low._legal(score, (*rows, key))
-    blocks: Size = -(-key.size // BLOCK) if isinstance(key.size, int) else (
-        (key.size + BLOCK - 1) // BLOCK
+    score = low._legal(score, (*rows, key))
+    blocks: Size = (
+        -(-key.size // BLOCK) if isinstance(key.size, int) else ((key.size + BLOCK - 1) // BLOCK)
     )
     width = wide[0].size
     parts = low._buffer((*(r.size for r in rows), blocks, width + 2), torch.float32)
@@ -90,10 +88,6 @@ def attend(low: Any, e: Fold, axes: Sequence[Var]) -> Buffer | None:
     )
     low.nests.append(Merge(out, parts, rows, wide[0], key, lo, hi, BLOCK))
     return out
-
-
-def _foreign(score: Expr, live: Expr, key: Var) -> bool:
-    return False
 
 
 def masked(score: Expr) -> tuple[Expr, Expr]:
@@ -116,8 +110,6 @@ def masked(score: Expr) -> tuple[Expr, Expr]:
 
 def bounds(live: Expr, key: Var) -> tuple[Expr, Expr, Expr]:
     """The keys `lo <= j < hi` that `live` allows, and what of it those bounds do not say."""
-    from quire.kernel.lower.build import free  # noqa: PLC0415
-
     lo: Expr = ix.ZERO
     hi: Expr = ix.of_size(key.size)
     rest: Expr = Num(True)
@@ -131,8 +123,10 @@ def bounds(live: Expr, key: Var) -> tuple[Expr, Expr, Expr]:
                 if factor in (1, -1) and key not in free(other):
                     if factor == -1:  # j <= other
                         end = other if op == "lt" else ix.add(other, Num(1))
-                        hi = end if hi == ix.of_size(key.size) and _less(end, key) else Call(
-                            "min", (hi, end)
+                        hi = (
+                            end
+                            if hi == ix.of_size(key.size) and _less(end, key)
+                            else Call("min", (hi, end))
                         )
                     else:  # −other <= j
                         start = ix.mul(other, Num(-1))

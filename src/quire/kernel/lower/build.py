@@ -26,6 +26,14 @@ from torch import fx
 from quire.capture.program import Op, Operand, Program
 from quire.errors import MissingRuleError
 from quire.kernel import index as ix
+from quire.kernel.analysis import (
+    canonical,
+    free,
+    mapped,
+    plain_call,
+    side_by_side,
+    unit_stride,
+)
 from quire.kernel.ir import (
     AnyNest,
     Buffer,
@@ -40,8 +48,8 @@ from quire.kernel.ir import (
     Soft,
     TopK,
     Var,
-    children,
     kind,
+    reads,
     rewrite,
     walk,
 )
@@ -165,9 +173,7 @@ class _Builder:
     def written(self, target: Tensor, at: Any, value: Tensor, op: Op) -> Tensor:
         axes, index = self._axes(target.shape)
         old = target.at(index)
-        fresh = not (
-            isinstance(old, Read) and old.buffer.role == "input" and old.at == index
-        )
+        fresh = not (isinstance(old, Read) and old.buffer.role == "input" and old.at == index)
         if fresh:
             buffer = self._buffer(tuple(a.size for a in axes), self._dtype(old))
             self.nests.append(Nest(buffer, axes, axes, self._legal(old, axes)))
@@ -353,7 +359,7 @@ class _Builder:
 
     def _decide(self, node: fx.Node, value: Tensor) -> Tensor:
         """`value`, stored if it has to be."""
-        axes, index = self._axes(value.shape)
+        _, index = self._axes(value.shape)
         e = value.at(index)
         if any(isinstance(x, Soft) for x in walk(e)):
             return value if _leads_to(node, _VIEWS, _PRODUCTS) else self.stored(value)
@@ -389,78 +395,6 @@ class _Builder:
         return out
 
 
-def unit_stride(e: Read, k: Var) -> bool:
-    """Whether the elements read along `k` are neighbours in memory."""
-    place = address(e)
-    terms = ix._terms(place)
-    return terms.get(k) == 1 and all(t == k or k not in free(t) for t in terms)
-
-
-def side_by_side(e: Read, over: Sequence[Var]) -> bool:
-    """Whether the elements over `over` are neighbours in memory, in row-major order."""
-    terms = ix._terms(address(e))
-    step = 1
-    for k in reversed(over):
-        if terms.get(k) != step or any(t != k and k in free(t) for t in terms):
-            return False
-        if not isinstance(k.size, int):
-            return k is over[0]
-        step *= k.size
-    return True
-
-
-def address(e: Read) -> Expr:
-    """The position of the element in its buffer."""
-    total: Expr = ix.ZERO
-    for i, step in zip(e.at, e.buffer.strides, strict=True):
-        total = ix.add(total, ix.mul(i, ix.of_size(step)))
-    return total
-
-
-def free(e: Expr) -> set[Var]:
-    """The variables of `e` that no fold within it binds."""
-    return _free(e, {})
-
-
-def _free(e: Expr, memo: dict[Expr, set[Var]]) -> set[Var]:
-    if e in memo:
-        return memo[e]
-    if isinstance(e, Var):
-        found = {e}
-    else:
-        found = set()
-        for child in children(e):
-            found |= _free(child, memo)
-        if isinstance(e, Fold):
-            found -= set(e.over)
-        elif isinstance(e, Soft):
-            found = (_free(e.score, memo) - {e.over}) | _free(e.at, memo)
-    memo[e] = found
-    return found
-
-
-def canonical(e: Expr, axes: Sequence[Var]) -> Expr:
-    """`e` with its variables renamed by their order, so that equal meanings compare equal."""
-    names: dict[str, Var] = {a.name: Var(f"${k}", a.size) for k, a in enumerate(axes)}
-
-    def change(x: Expr) -> Expr | None:
-        if isinstance(x, Var):
-            return names.setdefault(x.name, Var(f"$b{len(names)}", x.size))
-        if isinstance(x, Fold):
-            over = tuple(names.setdefault(v.name, Var(f"$b{len(names)}", v.size)) for v in x.over)
-            return Fold(x.monoid, over, rewrite(x.body, change, Call_))
-        if isinstance(x, Soft):
-            over = names.setdefault(x.over.name, Var(f"$b{len(names)}", x.over.size))
-            return Soft(over, rewrite(x.score, change, Call_), rewrite(x.at, change, Call_))
-        return None
-
-    return rewrite(e, change, Call_)
-
-
-def Call_(op: str, args: tuple[Expr, ...]) -> Expr:  # noqa: N802
-    return Call(op, args)
-
-
 def _is_plain(e: Read) -> bool:
     """A read of what is stored already, at an index without reads."""
     return not any(isinstance(x, Read) for a in e.at for x in walk(a))
@@ -475,8 +409,10 @@ def _work(e: Expr) -> int:
     return sum(
         isinstance(x, Call) and x.op not in ("tofloat", "select") and kind(x) == "float"
         for x in seen
-    ) + sum(isinstance(x, Read) and any(isinstance(y, Read) for a in x.at for y in walk(a))
-            for x in seen)
+    ) + sum(
+        isinstance(x, Read) and any(isinstance(y, Read) for a in x.at for y in walk(a))
+        for x in seen
+    )
 
 
 def _uses(node: fx.Node) -> int:
@@ -498,34 +434,14 @@ def _leads_to(node: fx.Node, through: set[Any], goals: set[Any]) -> bool:
 def _renamed(nest: AnyNest, old: Buffer, new: Buffer) -> AnyNest:
     def swap(x: Expr) -> Expr | None:
         if isinstance(x, Read) and x.buffer == old:
-            return Read(new, tuple(rewrite(a, swap, Call_) for a in x.at))
+            return Read(new, tuple(rewrite(a, swap, plain_call) for a in x.at))
         return None
 
-    return mapped(nest, lambda e: rewrite(e, swap, Call_), lambda b: new if b == old else b)
-
-
-def mapped(
-    nest: AnyNest, change: Callable[[Expr], Expr], buffer: Callable[[Buffer], Buffer]
-) -> AnyNest:
-    """A nest with its expressions and buffers replaced."""
-    new: dict[str, Any] = {}
-    for field in attrs.fields(type(nest)):
-        value = getattr(nest, field.name)
-        if isinstance(value, Buffer):
-            new[field.name] = buffer(value)
-        elif field.name == "at":
-            new["at"] = tuple(change(x) for x in value)
-        elif isinstance(value, Num | Read | Call | Fold | Soft) or (
-            isinstance(value, Var) and field.name in ("value", "lo", "hi")
-        ):
-            new[field.name] = change(value)
-    return attrs.evolve(nest, **new)
+    return mapped(nest, lambda e: rewrite(e, swap, plain_call), lambda b: new if b == old else b)
 
 
 def prune(nests: Sequence[AnyNest]) -> list[AnyNest]:
     """Without nests that nothing reads."""
-    from quire.kernel.ir import reads  # noqa: PLC0415
-
     needed: set[Buffer] = set()
     kept: list[AnyNest] = []
     for nest in reversed(nests):

@@ -140,9 +140,7 @@ def convolution(low: Lowering, op: Op) -> Tensor:
     if op["bias"] is None:
         return plain
     kept, bias = low.stored(plain), low.tensor(op["bias"])
-    return Tensor(
-        op.out.shape, op.out.dtype, lambda i: c("add", kept.at(i), bias.at((i[1],)))
-    )
+    return Tensor(op.out.shape, op.out.dtype, lambda i: c("add", kept.at(i), bias.at((i[1],))))
 
 
 def _each(value: Any, rank: int) -> list[int]:

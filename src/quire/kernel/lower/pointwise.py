@@ -57,9 +57,7 @@ UNARY: dict[str, Callable[[Expr], Expr]] = {
     ),
     "mish": lambda x: c("mul", x, c("tanh", c("log", c("add", c("exp", x), Num(1.0))))),
     "hardsigmoid": lambda x: _clip(c("div", c("add", x, Num(3.0)), Num(6.0)), 0.0, 1.0),
-    "hardswish": lambda x: c(
-        "mul", x, _clip(c("div", c("add", x, Num(3.0)), Num(6.0)), 0.0, 1.0)
-    ),
+    "hardswish": lambda x: c("mul", x, _clip(c("div", c("add", x, Num(3.0)), Num(6.0)), 0.0, 1.0)),
     "relu6": lambda x: _clip(x, 0.0, 6.0),
 }
 UNARY["silu_"] = UNARY["silu"]

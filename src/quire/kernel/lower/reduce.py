@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from quire.capture.program import Op, Size
 from quire.kernel import index as ix
 from quire.kernel.ir import Expr, Fold, Num, Soft, kind
@@ -43,9 +45,7 @@ def folded(
             return as_float(body) if real else body
         return Fold(monoid, tuple(over.values()), as_float(body) if real else body)
 
-    shape = [
-        1 if d in dims else s for d, s in enumerate(source.shape) if keep or d not in dims
-    ]
+    shape = [1 if d in dims else s for d, s in enumerate(source.shape) if keep or d not in dims]
     return Tensor(tuple(shape), source.dtype, at)
 
 
@@ -140,9 +140,7 @@ def arg_extreme(low: Lowering, op: Op) -> Tensor:
     _, places = low.topk(source, dim, 1, "argmax" in op.target._schema.name)
     if op["keepdim"]:
         return places
-    return Tensor(
-        op.out.shape, op.out.dtype, lambda i: places.at((*i[:dim], ix.ZERO, *i[dim:]))
-    )
+    return Tensor(op.out.shape, op.out.dtype, lambda i: places.at((*i[:dim], ix.ZERO, *i[dim:])))
 
 
 @rule("topk.default")
@@ -197,14 +195,10 @@ def layer_norm(low: Lowering, op: Op) -> Any:
 def rms_norm(low: Lowering, op: Op) -> Any:
     source = low.tensor(op["input"])
     dims = list(range(source.ndim - len(op["normalized_shape"]), source.ndim))
-    squares = Tensor(
-        source.shape, source.dtype, lambda i: c("mul", source.at(i), source.at(i))
-    )
+    squares = Tensor(source.shape, source.dtype, lambda i: c("mul", source.at(i), source.at(i)))
     middle = mean(low, squares, dims, keep=True)
     eps = op["eps"]
     if eps is None:
-        import torch  # noqa: PLC0415
-
         eps = torch.finfo(op.out.dtype).eps
     root = low.stored(
         Tensor(middle.shape, middle.dtype, lambda i: c("rsqrt", c("add", middle.at(i), Num(eps))))
@@ -224,9 +218,7 @@ def group_norm(low: Lowering, op: Op) -> Tensor:
     source, groups = low.tensor(op["input"]), op["num_groups"]
     n, channels, *space = source.shape
     split = (n, groups, channels // groups, *space)
-    view = Tensor(
-        split, source.dtype, lambda i: source.at(ix.reindex(i, split, source.shape))
-    )
+    view = Tensor(split, source.dtype, lambda i: source.at(ix.reindex(i, split, source.shape)))
     weight, bias = op["weight"], op["bias"]
     whole = _standard(low, view, list(range(2, len(split))), op["eps"])
 

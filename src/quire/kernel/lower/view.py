@@ -154,9 +154,7 @@ def stack(low: Lowering, op: Op) -> Tensor:
 def repeat(low: Lowering, op: Op) -> Tensor:
     shape = op.operands[0].shape
     extra = op.out.ndim - len(shape)
-    return moved(
-        low, op, lambda i: [ix.mod(i[extra + k], size) for k, size in enumerate(shape)]
-    )
+    return moved(low, op, lambda i: [ix.mod(i[extra + k], size) for k, size in enumerate(shape)])
 
 
 @rule("repeat_interleave.self_int")
@@ -261,9 +259,7 @@ def pixel_shuffle(low: Lowering, op: Op) -> Tensor:
 @rule("embedding.default")
 def embedding(low: Lowering, op: Op) -> Tensor:
     weight, ids = low.tensor(op["weight"]), low.tensor(op["indices"])
-    return Tensor(
-        op.out.shape, op.out.dtype, lambda i: weight.at((ids.at(i[: ids.ndim]), i[-1]))
-    )
+    return Tensor(op.out.shape, op.out.dtype, lambda i: weight.at((ids.at(i[: ids.ndim]), i[-1])))
 
 
 def _wrapped(e: Expr, size: Size) -> Expr:

@@ -7,6 +7,7 @@ data too, so neither source nor compile time grows with depth.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import attrs
@@ -79,8 +80,6 @@ def render(
 
 
 def _used(head: Sequence[str], body: Sequence[str]) -> list[str]:
-    import re  # noqa: PLC0415
-
     words = {w for line in body for w in re.findall(r"\bs\d+\b", line)}
     return [line for line in head if line.split()[2] in words]
 
@@ -203,9 +202,7 @@ def _calls(
                 "}",
             ]
         else:
-            lines.append(
-                f"q.enter(); phase_{item}(q); q.skip({counts[item]}); {ahead} q.wait();"
-            )
+            lines.append(f"q.enter(); phase_{item}(q); q.skip({counts[item]}); {ahead} q.wait();")
     return lines
 
 

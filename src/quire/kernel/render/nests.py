@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import attrs
 
 from quire.kernel import index as ix
+from quire.kernel.analysis import address, free, plain_call
 from quire.kernel.ir import (
     DOT,
     AnyNest,
@@ -24,7 +25,6 @@ from quire.kernel.ir import (
     kind,
     rewrite,
 )
-from quire.kernel.lower.build import Call_, address, free
 from quire.kernel.render.printer import Names, Printer, loop
 from quire.kernel.units import Share, weights_of
 
@@ -145,15 +145,11 @@ def _loops(nest: AnyNest) -> tuple[Var, ...]:
     return nest.axes
 
 
-def _nested(
-    names: Names, axes: Sequence[Var], env: Env, body: Callable[[Env], Lines]
-) -> Lines:
+def _nested(names: Names, axes: Sequence[Var], env: Env, body: Callable[[Env], Lines]) -> Lines:
     if not axes:
         return body(env)
     head, rest = axes[0], axes[1:]
-    return loop(
-        names, head.size, lambda i: _nested(names, rest, {**env, head.name: i}, body)
-    )
+    return loop(names, head.size, lambda i: _nested(names, rest, {**env, head.name: i}, body))
 
 
 def _element(names: Names, nest: AnyNest, env: Env) -> Lines:
@@ -382,16 +378,19 @@ def attend(names: Names, nest: Attend) -> Lines:
 
     keys, values, query = nest.keys, nest.values, nest.query
     assert isinstance(keys, Read) and isinstance(values, Read) and isinstance(query, Read)
-    score = rewrite(nest.score, lambda x: Var("$dot", 1) if x == Call(DOT, ()) else None, Call_)
+    score = rewrite(
+        nest.score, lambda x: Var("$dot", 1) if x == Call(DOT, ()) else None, plain_call
+    )
     if nest.live != Num(True):
         score = Call("select", (nest.live, score, Num(float("-inf"))))
     body = text(score, {nest.key.name: j, "$dot": d})
-    groups = " * ".join(
-        names.size(v.size) if not k else str(k) for v, k in inner
-    ) or "1"
-    outers = " * ".join(
-        names.size(v.size) if k <= 1 else f"({names.size(v.size)} / {k})" for v, k in outer
-    ) or "1"
+    groups = " * ".join(names.size(v.size) if not k else str(k) for v, k in inner) or "1"
+    outers = (
+        " * ".join(
+            names.size(v.size) if k <= 1 else f"({names.size(v.size)} / {k})" for v, k in outer
+        )
+        or "1"
+    )
     part = address(Read(nest.parts, (*nest.rows, ix.ZERO, ix.ZERO)))
     head = f"[&](auto {u}, auto {g}) {{ (void){u}; (void){g}; return index_t("
     return [

@@ -9,6 +9,7 @@ import sympy
 import torch
 
 from quire.kernel import index as ix
+from quire.kernel.analysis import address
 from quire.kernel.ir import (
     Buffer,
     Call,
@@ -23,7 +24,6 @@ from quire.kernel.ir import (
     children,
     kind,
 )
-from quire.kernel.lower.build import address
 
 TYPES = {
     torch.float32: "float",
@@ -218,7 +218,9 @@ def _shared(e: Expr) -> list[Expr]:
     return [x for x in order if count[x] > 1 and isinstance(x, Call | Read) and x != e]
 
 
-def loop(names: Names, size: Size, body: Callable[[str], Sequence[str]], stem: str = "i") -> list[str]:
+def loop(
+    names: Names, size: Size, body: Callable[[str], Sequence[str]], stem: str = "i"
+) -> list[str]:
     """A loop over `size`; `body` is given the index's name."""
     index = names.fresh(stem)
     return [
