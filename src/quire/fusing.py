@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from quire.capture.export import export, from_exported
 from quire.errors import CaptureError, QuireError
 from quire.fused import Fused
 from quire.kernel.compile import compile_program
-from quire.runtime.generate import PREFILL_MEMORY, FusedCausalLM
 from quire.runtime.native import NativeKernel
+
+PREFILL_MEMORY = 256 << 20
+"""Bytes of intermediates that a prompt's part may need, by default."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -73,7 +76,9 @@ def fuse(
         plan = compile_program(step.program, scheme, type(model).__name__, longest)
         progress("compiling C++", 0, 0)
         kernel = NativeKernel(plan, threads=threads)
-        return FusedCausalLM(model, step, kernel, prefill_memory=prefill_memory)
+        # transformers is optional; whoever holds such a model has it.
+        generate = importlib.import_module("quire.runtime.generate")
+        return generate.FusedCausalLM(model, step, kernel, prefill_memory=prefill_memory)
     progress("capturing", 0, 0)
     exported = (
         model if isinstance(model, ExportedProgram) else export(model, args, kwargs, dynamic_shapes)

@@ -15,9 +15,6 @@ from quire.errors import InputError
 from quire.runtime.cache import SlotCache
 from quire.runtime.native import NativeKernel
 
-PREFILL_MEMORY = 256 << 20
-"""Bytes of intermediates that a prompt's part may need, by default."""
-
 
 class FusedCausalLM(nn.Module, GenerationMixin):
     """`generate` as of the model it was made from; each new token is one call of `kernel`.
@@ -38,7 +35,7 @@ class FusedCausalLM(nn.Module, GenerationMixin):
         step: DecodeStep,
         kernel: NativeKernel,
         *,
-        prefill_memory: int = PREFILL_MEMORY,
+        prefill_memory: int,
     ) -> None:
         super().__init__()
         self.model, self.kernel, self._step = model, kernel, step
