@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, StaticCache
 
-from benchmarks.host import host
+from benchmarks.host import describe
 from quire.capture.decode import DecodeStep, capture_decode
 from quire.kernel.compile import compile_program
 from quire.runtime.native import NativeKernel
@@ -156,7 +156,7 @@ def main() -> None:
                     flush=True,
                 )
     if options.out:
-        options.out.write_text(json.dumps({"host": host(), "rows": rows}, indent=1))
+        options.out.write_text(json.dumps({"host": describe(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,9 @@ def run(config: object, kinds: list[str]) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     step = capture_decode(model, LENGTH, ROWS)
-    plan = compile_program(step.program, "", "sanitized", {s.name: ROWS for s in step.program.symbols})
+    plan = compile_program(
+        step.program, "", "sanitized", {s.name: ROWS for s in step.program.symbols}
+    )
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder) / "kernel.cpp", Path(folder) / "kernel"
         source.write_text(plan.source + main_of(plan))

@@ -228,7 +228,9 @@ def run(
 ) -> None:
     """Continue a prompt with the whole model as one native function a token."""
     # transformers is optional: only this command needs it.
-    importlib.import_module("quire.decode_cli").stream(folder, prompt, max_new_tokens, max_length, weights, dtype, sample, threads, out, err)
+    importlib.import_module("quire.decode_cli").stream(
+        folder, prompt, max_new_tokens, max_length, weights, dtype, sample, threads, out, err
+    )
 
 
 @app.command()

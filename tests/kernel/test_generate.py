@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.kernel.models import causal_lm
 from transformers import TextStreamer
 
 import quire
 from quire.errors import InputError
+from tests.kernel.models import causal_lm
 
 IDS = torch.randint(1, 320, (2, 9), generator=torch.Generator().manual_seed(3))
 LEFT = torch.ones_like(IDS)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import transformers as hf
-from tests.kernel.models import BASE
 from torch import nn
 
 import quire
 from quire.errors import CaptureError, InputError, MissingRuleError
+from tests.kernel.models import BASE
 
 X = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
 
@@ -24,7 +24,9 @@ OPS = {
     "compare": lambda x: torch.where(x > 0.2, x, -x) + (x <= 0) * 2.0 + (x != x.amax()),
     "clamp": lambda x: x.clamp(-0.5, 0.7) + x.clamp(max=0.1) + torch.maximum(x, -x),
     "sums": lambda x: x.sum(1, keepdim=True) + x.mean(-1, keepdim=True) + x.sum(),
-    "extremes": lambda x: x.amax(1, keepdim=True) + x.amin((0, 2), keepdim=True) + x.max(1, True)[0],
+    "extremes": lambda x: (
+        x.amax(1, keepdim=True) + x.amin((0, 2), keepdim=True) + x.max(1, True)[0]
+    ),
     "variance": lambda x: x.var(-1, keepdim=True) + x.std(1, keepdim=True, correction=0),
     "softmax": lambda x: x.softmax(-1) + x.softmax(1) + x.log_softmax(2),
     "count": lambda x: (x > 0).sum(1),
@@ -55,7 +57,9 @@ OPS = {
     "causal": lambda x: nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True),
     "biased": lambda x: nn.functional.scaled_dot_product_attention(x, x, x, x @ x.mT),
     "eager attention": lambda x: (x @ x.mT / 3).masked_fill(X[0, 0, 0] > 9, 0).softmax(-1) @ x,
-    "integers": lambda x: (torch.arange(8) // 3 + torch.arange(8) % 3 - 4).abs() + x.argmax(-1).sum(),
+    "integers": lambda x: (
+        (torch.arange(8) // 3 + torch.arange(8) % 3 - 4).abs() + x.argmax(-1).sum()
+    ),
 }
 
 

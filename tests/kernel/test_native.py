@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from tests.kernel.decode import FAST_BUILD, decode, kernel_of
-from tests.kernel.models import causal_lm
 
 from quire.errors import InputError, QuireError
 from quire.runtime import build
 from quire.runtime.native import NativeKernel
+from tests.kernel.decode import FAST_BUILD, decode, kernel_of
+from tests.kernel.models import causal_lm
 
 IDS = torch.arange(60).reshape(3, 20) * 5 % 320
 STARTS = torch.tensor([0, 3, 1])
