@@ -141,6 +141,11 @@ class FusedCausalLM(nn.Module, GenerationMixin):
             positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens:]
         part = self._part(ids.shape[0], cache.get_seq_length() + tokens)
         keep = keep or tokens
+        ends = None
+        if keep == 1 and mask is not None and not bool(mask[:, -1].all()):
+            # Padded on the right: the logits that count are those of each row's last token.
+            ends = tokens - 1 - mask[:, -tokens:].flip(1).long().argmax(1)
+            keep = tokens - int(ends.min())
         found: list[torch.Tensor] = []
         for a in range(0, tokens, part):
             b = min(tokens, a + part)
@@ -156,7 +161,10 @@ class FusedCausalLM(nn.Module, GenerationMixin):
             )
             if wanted:
                 found.append(out.logits[:, -wanted:].float())
-        return torch.cat(found, 1)
+        logits = torch.cat(found, 1)
+        if ends is None:
+            return logits
+        return logits[torch.arange(len(ends)), ends - (tokens - keep)][:, None]
 
     def _part(self, rows: int, total: int) -> int:
         """Tokens at a time: each needs its hidden states, its MLP's, and a row of scores a head."""

@@ -173,7 +173,9 @@ class _Builder:
     def written(self, target: Tensor, at: Any, value: Tensor, op: Op) -> Tensor:
         axes, index = self._axes(target.shape)
         old = target.at(index)
-        fresh = not (isinstance(old, Read) and old.buffer.role == "input" and old.at == index)
+        changed = {n.name for n in self.program.writes}
+        in_place = isinstance(old, Read) and old.buffer.name in changed and old.at == index
+        fresh = not in_place
         if fresh:
             buffer = self._buffer(tuple(a.size for a in axes), self._dtype(old))
             self.nests.append(Nest(buffer, axes, axes, self._legal(old, axes)))

@@ -197,10 +197,13 @@ def roll(low: Lowering, op: Op) -> Tensor:
     return moved(low, op, place)
 
 
-@rule("constant_pad_nd.default")
+@rule("constant_pad_nd.default pad.default")
 def pad(low: Lowering, op: Op) -> Tensor:
+    """Constants around a tensor, or less of it where an amount is negative."""
     source, amounts = low.tensor(op["self"]), op["pad"]
-    fill = as_kind(Num(op["value"]), op.out.dtype)
+    if op.get("mode", "constant") != "constant":
+        raise NotImplementedError(f"padding by {op['mode']}")
+    fill = as_kind(Num(op["value"] or 0), op.out.dtype)
     before = {source.ndim - 1 - k // 2: amounts[k] for k in range(0, len(amounts), 2)}
 
     def at(i: Index) -> Expr:
