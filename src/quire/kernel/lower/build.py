@@ -106,6 +106,7 @@ class _Builder:
         self._origin: dict[str, str] = {}
         self._names = itertools.count()
         self._here = ""
+        self._renames: dict[Buffer, Buffer] = {}
 
     # --- what rules ask for ------------------------------------------------------------------
 
@@ -386,12 +387,15 @@ class _Builder:
         value = value[0] if isinstance(value, tuple) else value
         axes, index = self._axes(value.shape)
         e = self._legal(as_kind(value.at(index), value.dtype), axes)
+        for old, new in self._renames.items():
+            e = _swapped(e, old, new)
         shape = tuple(a.size for a in axes)
         name = f"out{k}"
         out = Buffer(name, shape, self._dtype(e), "output", name)
         self._origin[name] = node.name
         if isinstance(e, Read) and e.buffer.role == "temp" and e.at == axes:
             self.nests = [_renamed(n, e.buffer, out) for n in self.nests]
+            self._renames[e.buffer] = out
         else:
             self.nests.append(Nest(out, axes, axes, e))
         return out
@@ -433,13 +437,17 @@ def _leads_to(node: fx.Node, through: set[Any], goals: set[Any]) -> bool:
     return False
 
 
-def _renamed(nest: AnyNest, old: Buffer, new: Buffer) -> AnyNest:
+def _swapped(e: Expr, old: Buffer, new: Buffer) -> Expr:
     def swap(x: Expr) -> Expr | None:
         if isinstance(x, Read) and x.buffer == old:
             return Read(new, tuple(rewrite(a, swap, plain_call) for a in x.at))
         return None
 
-    return mapped(nest, lambda e: rewrite(e, swap, plain_call), lambda b: new if b == old else b)
+    return rewrite(e, swap, plain_call)
+
+
+def _renamed(nest: AnyNest, old: Buffer, new: Buffer) -> AnyNest:
+    return mapped(nest, lambda e: _swapped(e, old, new), lambda b: new if b == old else b)
 
 
 def prune(nests: Sequence[AnyNest]) -> list[AnyNest]:
