@@ -2,6 +2,7 @@
 # make test      set up and run the tests
 # make check     lint, format, types, import contracts, the audit of the flow rules
 # make bench     the measurements of docs/benchmarks.md
+# make sanitize  a kernel under the address, thread and undefined-behaviour sanitizers
 # make coverage  the table of docs/coverage.md
 # make picture   docs/timeline.png
 #
@@ -15,7 +16,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench coverage picture format clean
+.PHONY: demo test check bench sanitize coverage picture format clean
 
 # torch goes first and alone: it is the large one, and the rest then builds on the one chosen.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -46,6 +47,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+sanitize: $(INSTALLED)
+	$(BIN)/python tools/sanitize.py
 
 coverage: $(INSTALLED)
 	$(BIN)/python tools/coverage.py

@@ -2,6 +2,7 @@
 
 from quire.cost.machine import machine
 from quire.errors import BudgetError, CaptureError, InputError, MissingRuleError, QuireError
+from quire.fusing import fuse
 from quire.pipeline import chunk, load, tradeoff
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "MissingRuleError",
     "QuireError",
     "chunk",
+    "fuse",
     "load",
     "machine",
     "tradeoff",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import logging
 import os
@@ -225,6 +226,64 @@ def tradeoff(
         budget = "none" if point.budget is None else bytes_text(point.budget)
         table.add_row(budget, bytes_text(point.peak_bytes), seconds_text(point.seconds))
     out.print(table)
+
+
+@app.command()
+@reported
+def run(
+    folder: Annotated[Path, typer.Argument(help="A local Hugging Face folder of a causal LM.")],
+    prompt: Annotated[str, typer.Option(help="What the model continues.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
+    max_length: Annotated[int, typer.Option(help="Prompt and continuation, in tokens.")] = 2048,
+    weights: Annotated[str | None, typer.Option(help="int8 or int4: quantise on load.")] = None,
+    dtype: Dtype = "bfloat16",
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Worker threads.")] = None,
+) -> None:
+    """Continue a prompt with the whole model as one native function a token."""
+    # transformers is optional: only this command needs it.
+    importlib.import_module("quire.decode_cli").stream(
+        folder, prompt, max_new_tokens, max_length, weights, dtype, sample, threads, out, err
+    )
+
+
+@app.command()
+@reported
+def fuse(
+    target: TargetArgument,
+    seq: Seq = None,
+    batch: Batch = None,
+    attn: Attn = None,
+    dtype: Dtype = None,
+    weights: Annotated[str | None, typer.Option(help="int8 or int4: quantise on load.")] = None,
+    source: Annotated[Path | None, typer.Option(help="Write the C++ source here.")] = None,
+) -> None:
+    """Compile a model's graph to one native function, run it, and compare with the original."""
+    options = _options(seq, batch, attn, dtype, None)
+    _writable(source)
+    with Bar(err) as bar:
+        bar.step("loading the model", 0, 0)
+        loaded = load_target(target, options)
+        started = time.perf_counter()
+        fast = quire.fuse(
+            loaded.model, loaded.args, loaded.kwargs, weights=weights, progress=bar.step
+        )
+        took = time.perf_counter() - started
+        bar.step("running both", 0, 0)
+        fast(*loaded.args, **loaded.kwargs)
+        seconds = []
+        with torch.inference_mode():
+            for call in (loaded.model, fast):
+                started = time.perf_counter()
+                call(*loaded.args, **loaded.kwargs)
+                seconds.append(time.perf_counter() - started)
+    out.print(f"[bold]{escape(loaded.name)}[/]  compiled in {seconds_text(took)}")
+    for phase in fast.kernel.phases:
+        out.print(str(phase), highlight=False, markup=False)
+    out.print(f"original {seconds_text(seconds[0])}, fused {seconds_text(seconds[1])}")
+    if source is not None:
+        source.write_text(fast.kernel.source)
+        out.print(f"wrote {source}", highlight=False, soft_wrap=True)
 
 
 @app.command()
