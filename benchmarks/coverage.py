@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 import quire
-from benchmarks import host, rss, workers
+from benchmarks import host, workers
 from benchmarks.measure import ROOT, difference
 from benchmarks.record import mib, save, table
 from benchmarks.tolerance import tolerance
 from benchmarks.zoo import CASES, build
+from quire.measure import allocated, rise
 
 BUDGETS: dict[str, float | str] = {"min": "min", "0.3": 0.3}
 
@@ -66,8 +67,8 @@ def _chunk(built: Any, memory: Any, want: Any, allowed: float) -> dict[str, Any]
 def _peaks(call: Any) -> dict[str, Any]:
     call()
     return {
-        "rise": min(rss.rise(call)[0] for _ in range(2)),
-        "allocated": rss.allocated(call)[0],
+        "rise": min(rise(call)[0] for _ in range(2)),
+        "allocated": allocated(call)[0],
     }
 
 

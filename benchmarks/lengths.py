@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from typing import Any
@@ -18,11 +17,11 @@ from typing import Any
 import torch
 
 import quire
-from benchmarks import rss
 from benchmarks.measure import MARK, difference, plan_facts
 from benchmarks.record import mib, save, table
 from benchmarks.tolerance import tolerance
 from benchmarks.zoo import CASES, Built, build, dynamic_shapes
+from quire.measure import environment, rise
 
 
 def sweep(case: str, size: Any, layers: int | None, memory: Any, top: int, step: int) -> None:
@@ -46,7 +45,7 @@ def compare(small: Any, built: Built) -> dict[str, Any]:
     model, args, kwargs = built
     with torch.inference_mode():
         gap = difference(small(*args, **kwargs), model(*args, **kwargs))
-        samples = [rss.rise(lambda: small(*args, **kwargs))[0] for _ in range(2)]
+        samples = [rise(lambda: small(*args, **kwargs))[0] for _ in range(2)]
     return {"difference": gap, "bytes": max(samples), "samples": samples}
 
 
@@ -96,9 +95,7 @@ def main() -> None:
         "--worker",
     ]
     answers = []
-    with subprocess.Popen(
-        command, env=os.environ | rss.ENVIRONMENT, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             if line.startswith(MARK):
                 answers.append(json.loads(line.removeprefix(MARK)))

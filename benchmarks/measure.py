@@ -22,9 +22,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 import quire
-from benchmarks import rss
 from benchmarks.tolerance import tolerance
 from benchmarks.zoo import Attention, Built, Size, build
+from quire.measure import SETTINGS, cuda_rise, noise, prepared, rise
 
 Mode = Literal["graph", "eager", "sdpa", "chunk", "expert"]
 MARK = "RESULT "
@@ -112,7 +112,7 @@ def seconds(call: Callable[[], Any], runs: int, device: str) -> list[float]:
 
 def peaks(call: Callable[[], Any], runs: int, device: str) -> list[int]:
     """Bytes that each of `runs` calls adds at its peak, after one to warm up."""
-    measure = rss.cuda_rise if device == "cuda" else rss.rise
+    measure = cuda_rise if device == "cuda" else rise
     call()
     return [measure(call)[0] for _ in range(runs)]
 
@@ -139,8 +139,8 @@ def difference(got: Any, want: Any) -> float:
 
 def measure(job: Job) -> dict[str, Any]:
     """Do `job` in this process."""
-    if job.what == "memory" and job.device == "cpu" and not rss.exact():
-        raise RuntimeError(f"memory is measured with {rss.ENVIRONMENT} in the environment")
+    if job.what == "memory" and job.device == "cpu" and not prepared():
+        raise RuntimeError(f"memory is measured with {SETTINGS} in the environment")
     torch.set_num_threads(job.threads)
     device = "hollow" if job.what == "plan" else job.device
     built = build(
@@ -155,7 +155,7 @@ def measure(job: Job) -> dict[str, Any]:
         if job.what == "speed":
             facts["samples"] = seconds(call, job.runs, job.device)
         elif job.what == "memory":
-            facts["noise_bytes"] = rss.noise() if job.device == "cpu" else 0
+            facts["noise_bytes"] = noise() if job.device == "cpu" else 0
             facts["samples"] = peaks(call, job.runs, job.device)
         else:
             facts["difference"] = difference(call(), built.model(*built.args, **built.kwargs))
@@ -182,10 +182,10 @@ def _cast(built: Built, dtype: torch.dtype) -> Built:
 def run(job: Job, *, timeout: float = 3600) -> dict[str, Any]:
     """Do `job` in a fresh process. A failure comes back as `{"error": "Type: text"}`."""
     environment = dict(os.environ)
-    for key in rss.ENVIRONMENT:
+    for key in SETTINGS:
         environment.pop(key, None)
     if job.what == "memory":
-        environment |= rss.ENVIRONMENT
+        environment |= SETTINGS
     command = [
         sys.executable,
         "-W",

@@ -24,11 +24,12 @@ import attrs
 import torch
 
 import quire
-from benchmarks import rss, workers
+from benchmarks import workers
 from benchmarks.measure import difference, plan_facts
 from benchmarks.record import save, table
 from benchmarks.tolerance import tolerance
 from benchmarks.zoo import CASES, Attention, build
+from quire.measure import allocated, rise
 
 FLOOR = 1 << 19
 """Bytes by which the resident set may rise above the plan's peak: pages that small tensors share
@@ -87,8 +88,8 @@ def attempt(this: Draw, runs: int = 2) -> dict[str, Any]:
         want, got = model(*args, **kwargs), small(*args, **kwargs)
         gap = difference(got, want)
         del want, got
-        samples = [rss.rise(lambda: small(*args, **kwargs))[0] for _ in range(runs)]
-        tensors = rss.allocated(lambda: small(*args, **kwargs))[0]
+        samples = [rise(lambda: small(*args, **kwargs))[0] for _ in range(runs)]
+        tensors = allocated(lambda: small(*args, **kwargs))[0]
     peak, budget = facts["peak_bytes"], facts["budget"]
     return facts | {
         "outcome": "ran",

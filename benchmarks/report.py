@@ -121,7 +121,7 @@ in others, for the malloc setting that makes memory readable distorts time. fp32
 median of the samples. Memory: the rise of the resident set's high-water mark over one call, after
 one to warm up, with `MALLOC_MMAP_THRESHOLD_=65536`; outputs are counted, weights and inputs are
 not. The mark is exact: a call that does nothing reads as at most 4 KiB, and small models within
-0.25 MiB of what torch's allocator hands out (`benchmarks/rss.py` says what it takes). The first
+0.25 MiB of what torch's allocator hands out (`src/quire/measure.py` says what it takes). The first
 call of a process reads 7 to 16 MB more that stay, hence the warm-up.
 *Kept* means measured ≤ plan's peak ≤ budget, for every sample. *Difference* is the largest over the
 outputs, relative to the largest value of each, and what `benchmarks/tolerance.py` allows. The raw

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,8 +11,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import rss
 from benchmarks.measure import MARK, ROOT
+from quire.measure import environment
 
 Item = dict[str, Any]
 
@@ -44,7 +43,7 @@ def answers(module: str, items: list[Item], each: int) -> Iterator[Item]:
         with subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | rss.ENVIRONMENT,
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

@@ -16,6 +16,7 @@ import quire
 from quire import cli
 from quire.capture.options import Options
 from quire.capture.target import load_target
+from quire.cost.machine import REFERENCE
 from quire.errors import BudgetError, QuireError
 from quire.plan.plan import Plan, Region
 
@@ -36,6 +37,20 @@ def build(seq=8):
     return torch.nn.Linear(4, 4), (torch.zeros(seq, 4),), {}
 def wrong():
     return 3
+def broken():
+    raise OSError("no weights at hand")
+class Branch(torch.nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x
+        return -x
+def branch():
+    return Branch(), (torch.zeros(4),), {}
+class Mismatch(torch.nn.Module):
+    def forward(self, x):
+        return x @ x
+def mismatch():
+    return Mismatch(), (torch.zeros(3, 4),), {}
 """
 
 
@@ -166,9 +181,31 @@ def test_pt2_brings_its_own_inputs(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(model, (x,)), path)
     target = load_target(str(path), Options())
     assert torch.equal(target.args[0], x)
-    assert torch.equal(target.model(x), model(x))
+    assert isinstance(target.model, torch.export.ExportedProgram)
+    assert torch.equal(target.model.module()(x), model(x))
     with pytest.raises(QuireError, match="--seq does not apply"):
         load_target(str(path), Options(seq=3))
+
+
+def test_a_dynamic_pt2_stays_dynamic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quire.pipeline, "machine", lambda *_: REFERENCE)
+    source, output = tmp_path / "model.pt2", tmp_path / "small.pt2"
+    model = nn.Sequential(nn.Linear(4, 64), nn.GELU(), nn.Linear(64, 4)).eval()
+    length = torch.export.Dim("length", min=2, max=512)
+    exported = torch.export.export(model, (torch.randn(8, 4),), dynamic_shapes=({0: length},))
+    torch.export.save(exported, source)
+    result = run("chunk", source, "--memory", "min", "--plan-only", "--out", output)
+    assert result.exit_code == 0, result.output
+    small = quire.load(output)
+    assert small.plan.regions
+    for tokens in (512, 7):
+        x = torch.randn(tokens, 4)
+        torch.testing.assert_close(small(x), model(x))
+    with pytest.raises(quire.InputError, match="513"):
+        small(torch.randn(513, 4))
+    result = run("chunk", source, "--dynamic")
+    assert result.exit_code == cli.USER_ERROR
+    assert "keeps the dynamic dims" in result.stderr
 
 
 def test_factory_takes_the_options_it_names(factory: str) -> None:
@@ -213,6 +250,11 @@ def test_a_bad_config_is_a_user_error_without_a_traceback(
         (["model.json", "--dtype", "int3"], "--dtype int3"),
         (["model.json", "--device", "abacus"], "--device abacus"),
         (["model.json", "--report", "no/where.html"], "no such folder"),
+        (["model.json", "--out", "."], "this is a folder"),
+        (["model.json", "--memory", "12XB"], "memory='12XB' is no budget"),
+        (["model.json", "--memory", "1.5"], "memory=1.5 is no budget: a fraction is at most 1"),
+        (["model.json", "--memory", "0"], "memory=0 is no budget: a budget is more than 0"),
+        (["model.json", "--seq", "many"], "--seq"),
     ],
 )
 def test_a_bad_argument_is_a_user_error(
@@ -228,7 +270,7 @@ def test_a_bad_argument_is_a_user_error(
     result = run("chunk", *args)
     assert result.exit_code == cli.USER_ERROR
     assert says in result.stderr
-    assert "to fix" in result.stderr or "allowed" in result.stderr
+    assert any(word in result.stderr for word in ("to fix", "allowed", "Try"))
 
 
 def test_a_factory_that_returns_something_else_is_told_what_to_return(factory: str) -> None:
@@ -236,6 +278,48 @@ def test_a_factory_that_returns_something_else_is_told_what_to_return(factory: s
     assert result.exit_code == cli.USER_ERROR
     assert "returned int" in result.stderr
     assert "(model, args, kwargs)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "where"),
+    [
+        ("broken", "raised OSError: no weights at hand", 'raise OSError("no weights at hand")'),
+        ("branch", "could not capture Branch", "if x.sum() > 0:"),
+        ("mismatch", "could not capture Mismatch", "return x @ x"),
+    ],
+)
+def test_what_fails_in_the_users_code_is_shown_there(
+    factory: str, name: str, found: str, where: str
+) -> None:
+    result = run("chunk", f"{factory}:{name}")
+    assert result.exit_code == cli.USER_ERROR
+    assert found in result.stderr
+    assert where in result.stderr and f"{factory}.py:" in result.stderr
+    assert "to fix" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_bad_budget_is_refused_before_the_model_is_loaded(
+    config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "load_target", lambda *_: pytest.fail("loaded"))
+    assert run("chunk", config(GPT2), "--memory", "lots").exit_code == cli.USER_ERROR
+
+
+def test_an_infeasible_budget_names_the_tensors_in_the_model(
+    config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quire.pipeline, "machine", lambda *_: REFERENCE)
+    result = run("chunk", config(GPT2), "--seq", 64, "--memory", "1KiB", "--plan-only")
+    assert result.exit_code == cli.USER_ERROR
+    for text in (
+        "no plan fits 1024 bytes (1 KiB)",
+        "or more",
+        "binds",
+        "modeling_gpt2.py:",
+        "best",
+    ):
+        assert text in result.stderr
 
 
 def test_dynamic_needs_a_target_that_names_its_sequence(config: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -154,7 +155,7 @@ def test_what_binds_is_named_by_the_models_lines() -> None:
         quire.chunk(model, (x,), memory=1000)
     error: Any = caught.value
     assert "[Attention]" in error.where or "[Linear]" in error.where
-    assert all("MiB)" in b for b in error.binding)
+    assert all(re.search(r"\([\d.]+ [KM]iB\)", b) for b in error.binding)
     assert any(" at " in b and ".py:" in b for b in error.binding)
 
 
@@ -227,9 +228,8 @@ def test_a_traceback_shows_the_source() -> None:
 def test_variants_share_one_baseline(exported: Any) -> None:
     """Eager attention may be fused; the baseline is the model's own all the same."""
     planning = Planning(from_exported(exported))
-    assert len(planning.variants) == 2
-    (_, plain), (_, fused) = planning.planners()
-    assert fused.baseline_bytes < plain.baseline_bytes == planning.baseline[0]
+    (_, fused), *_ = planning.planners()
+    assert fused.baseline_bytes < planning.baseline[0]
     plan, _ = planning.plan(0.9)
     assert plan.baseline_bytes == planning.baseline[0]
     assert plan.rewrites

@@ -6,8 +6,8 @@
 
 The first oracle is `torch.profiler` with `profile_memory=True`: the running maximum of the
 allocator's events within one call, less the outputs. The second sees what bypasses that allocator
-(oneDNN, MKL): the rise of VmHWM over a warmed-up call in a fresh process with
-`MALLOC_MMAP_THRESHOLD_=65536`, outputs subtracted. It is in pages and noisy: read it for what
+(oneDNN, MKL): the rise of the resident set over a warmed-up call in a fresh process (see
+`quire.measure`), outputs subtracted. It is in pages and noisy: read it for what
 exceeds a few hundred kB. A case fails if the bound is below a measurement, or, where more than
 1 MiB is predicted, more than 10 % above the larger one.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -34,6 +33,7 @@ from workspace_cases import CASES, LOOSE, OUTSIDE, Call
 
 from quire.capture.program import Op, Operand, TensorInfo, Where
 from quire.cost.workspace import workspace_bytes
+from quire.measure import environment, rise
 
 SLACK = 64 << 10
 """Bytes below which the two oracles are not told apart from noise."""
@@ -105,17 +105,7 @@ def resident(run: Callable[[], Any]) -> int:
     """Rise of VmHWM over a warmed-up `run`, less the bytes of its outputs (Linux)."""
     for _ in range(2):
         kept = sum(t.untyped_storage().nbytes() for t in tensors_of(run()))
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    result = run()
-    peak = _status("VmHWM")
-    del result
-    return max(0, peak - before - kept)
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field + ":"))
+    return max(0, rise(run)[0] - kept)
 
 
 def call_of(name: str) -> tuple[Call, Callable[[], Any]]:
@@ -130,7 +120,7 @@ def resident_of(names: list[str], threads: int) -> dict[str, int]:
     for name in names:
         done = subprocess.run(
             [sys.executable, __file__, "--resident", "--threads", str(threads), "--", name],
-            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+            env=environment(),
             capture_output=True,
             text=True,
             check=True,

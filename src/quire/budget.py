@@ -40,8 +40,11 @@ def parse_budget(memory: Memory, baseline: int) -> int | Literal["min"] | None:
 
 
 def _bad(memory: object) -> QuireError:
+    why = ""
+    if isinstance(memory, int | float) and not isinstance(memory, bool):
+        why = ": a budget is more than 0" if memory <= 0 else ": a fraction is at most 1"
     return QuireError(
-        f"memory={memory!r} is no budget",
+        f"memory={memory!r} is no budget{why}",
         allowed='bytes (536870912), text ("512MiB"), a fraction of the baseline (0.2), "min", None',
         fix='pass one of these, such as memory="512MiB"',
     )

@@ -49,13 +49,17 @@ class Chunked(ChunkedModule):
         recorder = TraceRecorder("quire")
         live = 0
         results: Any = profiled.profiler
-        for event in results.kineto_results.events():
-            at = event.start_ns() * 1e-9
+        events = sorted(results.kineto_results.events(), key=lambda event: event.start_ns())
+        for event in events:
+            # Seconds since 1970 as a float are good to 240 ns only, too coarse for slices to nest.
+            at = (event.start_ns() - events[0].start_ns()) * 1e-9
             if event.name() == "[memory]":
                 live += event.nbytes()
                 recorder.counter("bytes live", at, live)
             elif event.duration_ns() > 0:
-                recorder.slice(event.name(), at, event.duration_ns() * 1e-9)
+                thread = event.start_thread_id()
+                track = "run" if thread == events[0].start_thread_id() else f"thread {thread}"
+                recorder.slice(event.name(), at, event.duration_ns() * 1e-9, track=track)
         target = Path(path)
         recorder.write(target)
         return target

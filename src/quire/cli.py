@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import logging
+import os
 import re
 import subprocess
 import sys
@@ -21,8 +23,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 import quire
+from quire.budget import parse_budget
 from quire.capture.options import Options
 from quire.capture.target import Target, load_target
 from quire.errors import BudgetError, QuireError
@@ -86,11 +91,17 @@ def reported(command: Command) -> Command:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
+        # What torch logs when it fails is in the error, or is for its authors.
+        before = logging.root.manager.disable
+        if "TORCH_LOGS" not in os.environ:
+            logging.disable(logging.ERROR)
         try:
             return command(*args, **kwargs)
         except QuireError as error:
             print_error(error)
             raise typer.Exit(USER_ERROR) from None
+        finally:
+            logging.disable(before)
 
     return run  # type: ignore[return-value]
 
@@ -151,6 +162,7 @@ def chunk(
     """Split a model's long dims into parts, so that it runs within a byte budget."""
     options = _options(seq, batch, attn, dtype, device)
     _writable(report, trace, output)
+    parse_budget(parse_memory(memory), 1)  # refused before the work, not after it
     with Bar(err) as bar:
         bar.step("loading the model", 0, 0)
         loaded = load_target(target, options)
@@ -178,7 +190,9 @@ def chunk(
         if output is not None:
             bar.step("writing the .pt2", 0, 0)
             small.save(output)
-    out.print(f"[bold]{escape(loaded.name)}[/]  captured and planned in {seconds_text(took)}")
+    shown = ", ".join(_shapes(loaded))
+    out.print(f"[bold]{escape(loaded.name)}[/]  {escape(shown)}", highlight=False)
+    out.print(f"captured and planned in {seconds_text(took)}")
     print_plan(small.plan, out)
     if measured is not None:
         _print_measured(small.plan, measured)
@@ -329,13 +343,28 @@ def _options(
 def _writable(*paths: Path | None) -> None:
     """Refuse a path that cannot be written before the work, not after it."""
     for path in paths:
+        if path is not None and path.is_dir():
+            raise QuireError("this is a folder", where=str(path), fix="name a file in it")
         if path is not None and not path.absolute().parent.is_dir():
             raise QuireError(
                 "no such folder", where=str(path), fix=f"mkdir -p {path.absolute().parent}"
             )
 
 
+def _shapes(target: Target) -> list[str]:
+    """The inputs' names and shapes: they may be the target's own choice."""
+    leaves = pytree.tree_leaves(target.args)
+    named = [("", x) for x in leaves] + [(f"{k} ", x) for k, x in target.kwargs.items()]
+    return [f"{name}{list(x.shape)}" for name, x in named if isinstance(x, torch.Tensor)]
+
+
 def _dynamic_shapes(target: Target) -> Any:
+    if isinstance(target.model, ExportedProgram):
+        raise QuireError(
+            "--dynamic does not apply here: a .pt2 keeps the dynamic dims it was exported with",
+            where=target.name,
+            fix="leave out --dynamic; export the model again with dynamic_shapes to free a dim",
+        )
     if target.dynamic_shapes is None:
         raise QuireError(
             "--dynamic: this target does not say which dim is the sequence",
@@ -348,7 +377,9 @@ def _dynamic_shapes(target: Target) -> Any:
 
 
 def _device_of(target: Target) -> torch.device:
-    return next((p.device for p in target.model.parameters()), torch.device("cpu"))
+    weights = list(target.model.parameters())
+    tensors = weights or pytree.tree_leaves((target.args, target.kwargs))
+    return next((t.device for t in tensors if isinstance(t, torch.Tensor)), torch.device("cpu"))
 
 
 def _measure(

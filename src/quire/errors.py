@@ -42,3 +42,6 @@ class BudgetError(QuireError):
     def __init__(self, found: str, *, best: object, binding: tuple[str, ...], **rest: str) -> None:
         self.best, self.binding = best, binding
         super().__init__(found, **rest)
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *(f"  binds: {tensor}" for tensor in self.binding)])

@@ -5,8 +5,9 @@ capture → rewrite → plan → apply → run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.export import ExportedProgram
 
 import quire.flow.rules  # noqa: F401  (fills the table of rules)
 from quire.apply.chunk import apply_chunks
+from quire.apply.unroll import unroll
 from quire.budget import Memory, parse_budget
 from quire.capture.export import export, from_exported
 from quire.capture.program import Program
@@ -27,8 +29,11 @@ from quire.errors import BudgetError, QuireError
 from quire.plan import moments
 from quire.plan.build import PartSizer, build_plan, fingerprint
 from quire.plan.chunk import Choice, ChunkPlanner
+from quire.plan.folds import head_folds
 from quire.plan.plan import Plan
-from quire.rewrite import drop_masks, fuse_attention, simplify
+from quire.plan.stages import read_across, staged
+from quire.report.units import bytes_text
+from quire.rewrite import drop_masks, fuse_attention, lay_out, rearrange, share_keys, simplify
 
 Progress = Callable[[str, int, int], None]
 
@@ -91,7 +96,7 @@ def load(path: str | Path) -> Chunked:
         )
     plan = Plan.from_json(extra[PLAN_FILE])
     planning = Planning(from_exported(exported))
-    for variant in planning.variants:
+    for variant in planning.variants():
         if fingerprint(variant.program) == plan.program:
             return _compiled(exported, planning, plan, variant.program)
     raise QuireError(
@@ -108,8 +113,17 @@ class Variant:
     notes: tuple[str, ...] = ()
 
 
+NEAR = 1.02
+"""A plan this close to the fastest known needs no other variant."""
+
+
 class Planning:
-    """Everything that plans of one captured program share."""
+    """Everything that plans of one captured program share.
+
+    The program is planned in up to three variants, made when they are first needed: rewritten to
+    the fused kernels, the same in stages (`plan.stages`), and with attention head by head
+    (`plan.folds`); each reaches lower than the one before.
+    """
 
     def __init__(self, captured: Program, progress: Progress = lambda *_: None) -> None:
         self.captured = captured
@@ -118,16 +132,14 @@ class Planning:
         self.lengths: dict[sympy.Symbol, int] = {
             s.name: s.hi if s.hi is not None else s.hint for s in captured.symbols
         }
-        notes: list[str] = []
-        simple = simplify(drop_masks(simplify(captured, notes), notes))
-        fused_notes = list(notes)
-        fused = simplify(fuse_attention(simple, fused_notes))
-        self.variants = [Variant(simple, tuple(notes))]
-        if len(fused_notes) > len(notes):
-            self.variants.append(Variant(fused, tuple(fused_notes)))
-        self._planners: dict[int, ChunkPlanner] = {}
         self.progress = progress
         self.original = self._planner(captured, candidates=False)
+        notes: list[str] = []
+        simple = simplify(drop_masks(simplify(captured, notes), notes))
+        fused = simplify(share_keys(fuse_attention(simple, notes), notes))
+        self.first = Variant(fused, tuple(notes))
+        self._planned: list[tuple[Variant, ChunkPlanner]] = []
+        self._more = self.variants()
 
     def _planner(self, program: Program, *, candidates: bool = True) -> ChunkPlanner:
         return ChunkPlanner(
@@ -139,11 +151,28 @@ class Planning:
             candidates=candidates,
         )
 
-    def planners(self) -> list[tuple[Variant, ChunkPlanner]]:
-        for k, variant in enumerate(self.variants):
-            if k not in self._planners:
-                self._planners[k] = self._planner(variant.program)
-        return [(v, self._planners[k]) for k, v in enumerate(self.variants)]
+    def planners(self) -> Iterator[tuple[Variant, ChunkPlanner]]:
+        """The variants in turn, each with its planner."""
+        for k in count():
+            if k == len(self._planned):
+                variant = next(self._more, None)
+                if variant is None:
+                    return
+                self._planned.append((variant, self._planner(variant.program)))
+            yield self._planned[k]
+
+    def variants(self) -> Iterator[Variant]:
+        yield self.first
+        program, notes = self.first.program, self.first.notes
+        first = self._planner(program, candidates=False)
+        laid = self._planner(lay_out(program, read_across(first.model)), candidates=False)
+        runs = staged(laid.model, laid.baseline_bytes)
+        yield Variant(rearrange(laid.program, runs), notes)
+        if folds := head_folds(first.model):
+            apart = self._planner(unroll(program, folds), candidates=False)
+            runs = staged(apart.model, apart.baseline_bytes, again=False)
+            note = f"{len(folds)} attentions taken head by head"
+            yield Variant(rearrange(apart.program, runs), (*notes, note))
 
     @property
     def baseline(self) -> tuple[int, float]:
@@ -153,27 +182,31 @@ class Planning:
         """The fastest plan that keeps the budget, and the program it is for."""
         budget = parse_budget(memory, self.baseline[0])
         if budget is None:
-            return self._fastest()
-        if budget == "min":
+            # The fastest that needs no more memory than the model itself, if there is one.
+            found = self._fastest(self.baseline[0]) or self._fastest(None)
+        elif budget == "min":
             floors = [(p.floor(), v, p) for v, p in self.planners()]
-            (low, choices), variant, planner = min(floors, key=lambda f: f[0][0])
-            return self._built(variant, planner, choices, low)
-        found = [
-            (choices, v, p) for v, p in self.planners() if (choices := p.plan(budget)) is not None
-        ]
-        if not found:
+            (budget, choices), variant, planner = min(floors, key=lambda f: f[0][0])
+            found = choices, variant, planner
+        else:
+            found = self._fastest(budget)
+        if found is None:
             raise self._too_small(budget)
-        choices, variant, planner = min(found, key=lambda f: sum(c.seconds for c in f[0]))
-        return self._built(variant, planner, choices, budget)
+        choices, variant, planner = found
+        return self._built(variant, planner, choices, None if memory is None else budget)
 
-    def _fastest(self) -> tuple[Plan, Program]:
-        """The fastest plan that needs no more memory than the model itself, if there is one."""
-        for room in (self.baseline[0], None):
-            found = [(c, v, p) for v, p in self.planners() if (c := p.plan(room)) is not None]
-            if found:
+    def _fastest(self, room: int | None) -> tuple[list[Choice], Variant, ChunkPlanner] | None:
+        best: tuple[float, list[Choice], Variant, ChunkPlanner] | None = None
+        fastest = float("inf")
+        for variant, planner in self.planners():
+            fastest = min(fastest, planner.fastest)
+            if (choices := planner.plan(room)) is not None:
+                seconds = sum(c.seconds for c in choices)
+                if best is None or seconds < best[0]:
+                    best = seconds, choices, variant, planner
+            if best is not None and best[0] <= NEAR * fastest:
                 break
-        choices, variant, planner = min(found, key=lambda f: sum(c.seconds for c in f[0]))
-        return self._built(variant, planner, choices, None)
+        return best and best[1:]
 
     def _built(
         self, variant: Variant, planner: ChunkPlanner, choices: list[Choice], budget: int | None
@@ -193,7 +226,7 @@ class Planning:
         worst = max(best.after, key=lambda m: m.nbytes)
         nodes = {n.name: n for n in program.graph.nodes}
         binding = tuple(
-            f"{h.tensor} ({h.nbytes / 2**20:.1f} MiB)"
+            f"{h.tensor} ({bytes_text(h.nbytes)})"
             + (
                 f" at {program.ops[nodes[h.tensor]].where}"
                 if nodes.get(h.tensor) in program.ops
@@ -202,12 +235,12 @@ class Planning:
             for h in worst.holds
         )
         return BudgetError(
-            f"no plan fits {budget} bytes; the best needs {best.peak_bytes} bytes "
-            f"({best.peak_bytes / 2**20:.1f} MiB)",
+            f"no plan fits {budget} bytes ({bytes_text(budget or 0)}); "
+            f"the best needs {best.peak_bytes} bytes ({bytes_text(best.peak_bytes)})",
             best=best,
             binding=binding,
             where=str(program.ops[nodes[worst.step]].where),
-            allowed=f"memory={best.peak_bytes} or more; what binds: {'; '.join(binding[:4])}",
+            allowed=f"memory={best.peak_bytes} or more",
             fix='memory="min" takes the best plan there is; shorter inputs need less',
         )
 

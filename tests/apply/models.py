@@ -569,3 +569,48 @@ def top_and_sorted() -> Any:
         return top / top.sum(-1, keepdim=True), at, ranked, order
 
     return Call(f, net=_mlp()), (torch.randn(2, 37, 8),)
+
+
+# A product added to a tensor
+
+
+@case()
+def residual_products() -> Any:
+    """The sum may be written over x, whose rows may not lie together."""
+
+    def f(m: Any, x: Tensor) -> Tensor:
+        x = x * 2
+        x = x + m.down(torch.relu(m.up(x)))
+        return x + m.down(torch.relu(m.up(x)))
+
+    parts = {"up": nn.Linear(8, 32), "down": nn.Linear(32, 8, bias=False)}
+    return Call(f, **parts), (torch.randn(3, 37, 8),)
+
+
+@case()
+def product_of_what_it_is_added_to() -> Any:
+    def f(m: Any, x: Tensor) -> Tensor:
+        x = x * 2
+        return x + m.proj(x)
+
+    return Call(f, proj=nn.Linear(8, 8, bias=False)), (torch.randn(2, 37, 8),)
+
+
+@case()
+def product_added_and_broadcast() -> Any:
+    def f(m: Any, x: Tensor, y: Tensor) -> Tensor:
+        return torch.relu(y + m.proj(x * 2)) + m.proj(x).add(x, alpha=2)
+
+    args = (torch.randn(2, 37, 8), torch.randn(8))
+    return Call(f, proj=nn.Linear(8, 8, bias=False)), args
+
+
+@case()
+def product_of_a_tensor_that_dies() -> Any:
+    """The sum may not be written over what it multiplies."""
+
+    def f(m: Any, x: Tensor) -> Any:
+        h, y = torch.sin(x), torch.cos(x)
+        return y + m.proj(h), y
+
+    return Call(f, proj=nn.Linear(8, 8, bias=False)), (torch.randn(2, 37, 8),)

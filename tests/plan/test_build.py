@@ -15,6 +15,7 @@ from torch.export import Dim
 
 from quire.capture.export import capture
 from quire.cost.machine import REFERENCE
+from quire.cost.model import with_slack
 from quire.errors import BudgetError
 from quire.pipeline import Planning
 from quire.plan.build import PartSizer, fingerprint
@@ -114,7 +115,7 @@ def test_moments_add_up(memory: Any) -> None:
     found = decoder()
     plan, _ = found.plan(memory)
     for rows, peak in ((plan.before, plan.baseline_bytes), (plan.after, plan.peak_bytes)):
-        assert max(m.nbytes for m in rows) == peak
+        assert with_slack(max(m.nbytes for m in rows)) == peak
         for moment in rows:
             assert sum(h.nbytes for h in moment.holds) == moment.nbytes
             sizes = [h.nbytes for h in moment.holds if "smaller" not in h.tensor]

@@ -1,12 +1,13 @@
 """The timeline as a picture."""
 
 import sys
+from itertools import combinations
 
 import attrs
 import pytest
 
 from quire.errors import QuireError
-from quire.report.png import write_timeline_png
+from quire.report.png import timeline_figure, write_timeline_png
 
 pytest.importorskip("matplotlib")
 
@@ -40,6 +41,20 @@ def test_whatever_is_missing(plan, tmp_path, change):
 def test_without_the_magnified_panel(plan, tmp_path):
     same = attrs.evolve(plan, after=plan.before)
     assert size(write_timeline_png(same, tmp_path / "a.png", dpi=50)) == (500, 175)
+
+
+@pytest.mark.parametrize("title", ["GPT-2", "ESMFold, 48 blocks, " * 8])
+@pytest.mark.parametrize("magnified", [True, False])
+def test_no_text_lies_over_another_or_outside(plan, title, magnified):
+    shown = plan if magnified else attrs.evolve(plan, after=plan.before)
+    drawn = timeline_figure(shown, title=title)
+    drawn.canvas.draw()
+    texts = [*drawn.texts, *(t for a in drawn.axes for t in (*a.texts, a._left_title))]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in texts if t.get_text()]
+    assert len(boxes) >= 4
+    for text, box in boxes:
+        assert box.x0 >= 0 and box.x1 <= drawn.bbox.width and box.y1 <= drawn.bbox.height, text
+    assert [(a, b) for (a, p), (b, q) in combinations(boxes, 2) if p.overlaps(q)] == []
 
 
 def test_no_timeline_is_an_error(plan, tmp_path):

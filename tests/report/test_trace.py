@@ -4,8 +4,14 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
+import quire
+from quire.cost.machine import REFERENCE
+from quire.measure import allocated
 from quire.report.trace import TraceRecorder
+
+from .trace_format import problems
 
 
 def events(recorder, kind):
@@ -61,5 +67,55 @@ def test_events_come_in_order_of_time():
     assert [e["name"] for e in events(recorder, "X")] == ["early", "late"]
 
 
+def test_a_slice_comes_before_those_within_it():
+    recorder = TraceRecorder()
+    recorder.slice("inner", 1, 1)
+    recorder.slice("outer", 1, 2)
+    assert [e["name"] for e in events(recorder, "X")] == ["outer", "inner"]
+    assert problems(json.loads(recorder.to_json())) == []
+
+
 def test_empty_trace_is_valid():
-    assert json.loads(TraceRecorder().to_json())["traceEvents"]
+    trace = json.loads(TraceRecorder().to_json())
+    assert trace["traceEvents"]
+    assert problems(trace) == []
+
+
+def test_the_trace_of_a_run_keeps_to_the_format(tmp_path, monkeypatch):
+    monkeypatch.setattr(quire.pipeline, "machine", lambda *_: REFERENCE)
+    model = nn.Sequential(nn.Linear(16, 256), nn.GELU(), nn.Linear(256, 16))
+    x = torch.randn(1000, 16)
+    small = quire.chunk(model, (x,), memory="min")
+    trace = json.loads(small.trace(tmp_path / "trace.json", x).read_text())
+    assert problems(trace) == []
+    slices = [e["name"] for e in trace["traceEvents"] if e["ph"] == "X"]
+    assert sum("gelu" in name for name in slices) > 1  # in parts
+    counted = [e["args"]["bytes"] for e in trace["traceEvents"] if e["ph"] == "C"]
+    assert min(counted) >= 0
+    assert max(counted) == allocated(lambda: small(x))[0]
+
+
+GOOD = {"ph": "X", "name": "a", "ts": 1.0, "dur": 2.0, "pid": 1, "tid": 1}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"ts": None}, "ts is None"),
+        ({"tid": "main"}, "tid is 'main'"),
+        ({"dur": None}, "no length of time"),
+        ({"dur": -1.0}, "no length of time"),
+        ({"ts": -1.0}, "negative"),
+        ({"ts": 0.5}, "comes after"),
+        ({"ts": 2.0, "dur": 1.001}, "ends after the slice"),
+        ({"ph": "Q"}, "ph Q"),
+        ({"ph": "C", "args": {"bytes": "3"}}, "not numbers"),
+        ({"ph": "C", "args": {}}, "not numbers"),
+        ({"ph": "M"}, "names nothing"),
+    ],
+    ids=str,
+)
+def test_the_check_of_the_format_finds_what_is_wrong(wrong, said):
+    assert problems({"traceEvents": [GOOD]}) == []
+    found = problems({"traceEvents": [GOOD, {**GOOD, **wrong}]})
+    assert [text for text in found if said in text]

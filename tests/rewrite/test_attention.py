@@ -234,41 +234,6 @@ def test_causal_with_fewer_queries_than_keys() -> None:
     check_equal(before, after, q, k, v)
 
 
-def repeat(x: Any, times: int, at: int = 2) -> Any:
-    b, h, s, d = x.shape
-    return x.unsqueeze(at).expand(*(b, h, times, s, d)).reshape(b, h * times, s, d)
-
-
-def test_repeated_keys_and_values_are_grouped() -> None:
-    def grouped(q: Any, k: Any, v: Any) -> Any:
-        return plain(q, repeat(k, 3)).softmax(-1) @ repeat(v, 3)
-
-    args = qkv(heads=6, kv_heads=2)
-    before = program_of(grouped, *args)
-    after = fuse_attention(before)
-    (op,) = calls(after, SDPA)
-    assert op["enable_gqa"]
-    assert op["key"].shape == op["value"].shape == (B, 2, S, D)
-    check_equal(before, after, *args)
-
-
-def test_keys_in_another_order_are_not_grouped() -> None:
-    def tiled(q: Any, k: Any, v: Any) -> Any:
-        many = [x.repeat(1, 3, 1, 1) for x in (k, v)]
-        return plain(q, many[0]).softmax(-1) @ many[1]
-
-    def keys_only(q: Any, k: Any, v: Any) -> Any:
-        return plain(q, repeat(k, 3)).softmax(-1) @ v.repeat(1, 3, 1, 1)
-
-    args = qkv(heads=6, kv_heads=2)
-    for function in (tiled, keys_only):
-        before = program_of(function, *args)
-        after = fuse_attention(before)
-        (op,) = calls(after, SDPA)
-        assert not op["enable_gqa"]
-        check_equal(before, after, *args)
-
-
 def test_five_dims_with_biases_that_broadcast_differently() -> None:
     q, k, v = (torch.randn(2, 5, H, S, D) for _ in range(3))
     cases = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,26 @@ def test_moves_to_another_device(small: Chunked, decoder: tuple[nn.Module, Tenso
     moved = quire.chunk(block, (torch.randn(1, 37, 16),), memory="min").to("meta")
     assert all(p.is_meta for p in moved.parameters())
     assert moved(torch.randn(1, 37, 16, device="meta")).shape == (1, 37, 16)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.to(torch.float64),
+        lambda m: m.half(),
+        lambda m: nn.Sequential(m).to("cpu", torch.bfloat16),
+    ],
+    ids=["to", "half", "within another module"],
+)
+def test_refuses_another_dtype_and_stays_as_it_was(
+    change: Callable[[nn.Module], Any], small: Chunked, decoder: tuple[nn.Module, Tensor]
+) -> None:
+    model, ids = decoder
+    with pytest.raises(quire.InputError, match=r"would become torch\.") as error:
+        change(small)
+    assert "quire.chunk(model.to(" in error.value.fix
+    assert {p.dtype for p in small.parameters()} == {torch.float32}
+    same(small.to(torch.float32)(ids), eager(model, ids))
 
 
 def test_repr_says_what_it_is(small: Chunked) -> None:
@@ -237,8 +258,10 @@ def test_keywords_in_any_order(scaled: tuple[Chunked, nn.Module, Tensor, dict[st
         ({"mask": torch.ones(2, 37).double()}, "mask is a tensor of torch.float64"),
         ({"mask": None}, "mask is a NoneType"),
         ({"extra": {"a": torch.ones(8), "b": [torch.ones(9)]}}, r"extra.*\[9\]"),
-        ({"extra": {"a": torch.ones(8)}}, "extra=dict"),
-        ({"more": 1}, "more=int"),
+        ({"extra": {"a": torch.ones(8)}}, r"extra=dict\); missing: extra\['b'\]\[0\]$"),
+        ({"extra": None}, r"missing: extra\['a'\], extra\['b'\]\[0\]; not taken: extra$"),
+        ({"more": 1}, r"more=int\); not taken: more$"),
+        ({"more": {"a": 1, "b": 2}, "bias": 1}, "not taken: more, bias$"),
     ],
     ids=str,
 )
@@ -248,9 +271,26 @@ def test_refuses_other_keywords(
     scaled: tuple[Chunked, nn.Module, Tensor, dict[str, Any]],
 ) -> None:
     run, _, x, kwargs = scaled
-    with pytest.raises(quire.InputError, match=named) as error:
+    with pytest.raises(quire.InputError) as error:
         run(x, **{**kwargs, **changed})
+    assert re.search(named, error.value.found)
     assert error.value.allowed and error.value.fix
+
+
+def test_names_the_arguments_left_out_and_those_too_many(
+    scaled: tuple[Chunked, nn.Module, Tensor, dict[str, Any]],
+) -> None:
+    run, _, x, kwargs = scaled
+    fewer = {k: v for k, v in kwargs.items() if k not in ("mask", "extra")}
+    for args, keywords, said in (
+        ((x,), fewer, r"; missing: mask, extra$"),
+        ((), kwargs, r"; missing: args\[0\]$"),
+        ((x, x), kwargs, r"; not taken: args\[1\]$"),
+        ((), {**kwargs, "x": x}, r"; missing: args\[0\]; not taken: x$"),
+    ):
+        with pytest.raises(quire.InputError) as error:
+            run(*args, **keywords)
+        assert re.search(said, error.value.found), error.value.found
 
 
 class Choices(nn.Module):

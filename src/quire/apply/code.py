@@ -14,7 +14,29 @@ from torch.utils._sympy.printers import PythonPrinter
 
 from quire.capture.program import Op, Operand, Program, Size, TensorInfo
 
-_printer = PythonPrinter()
+
+class _Printer(PythonPrinter):
+    """torch's printer, with differences as people write them: `b - a`."""
+
+    def _print_Add(self, expr: sympy.Add) -> str:
+        terms = sorted(expr.args, key=lambda t: (t.could_extract_minus_sign(), str(t)))
+        shown = self.parenthesize(terms[0], 0)
+        for term in terms[1:]:
+            minus = term.could_extract_minus_sign()
+            shown += f" - {self._term(-term)}" if minus else f" + {self._term(term)}"
+        return shown
+
+    def _term(self, term: Any) -> str:
+        return self.parenthesize(term, 36 if isinstance(term, sympy.Add) else 0)
+
+    def _print_Mul(self, expr: sympy.Mul) -> str:
+        if expr.args[0] == -1:
+            rest = sympy.Mul(*expr.args[1:])
+            return f"-{self.parenthesize(rest, 50)}"
+        return super()._print_Mul(expr)
+
+
+_printer = _Printer()
 
 
 def text(value: Any) -> str:

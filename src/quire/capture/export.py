@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from quire.capture.build import find_symbols, tables
 from quire.capture.clean import clean
-from quire.capture.program import Input, Program
+from quire.capture.program import Input, Program, leaf_paths
 from quire.errors import CaptureError
 
 _KINDS = {
@@ -25,6 +26,12 @@ _KINDS = {
     InputKind.CONSTANT_TENSOR: "constant",
     InputKind.USER_INPUT: "user",
 }
+
+
+_STDLIB = sysconfig.get_path("stdlib")
+_NOT_THE_USERS = re.compile(
+    rf"[/\\](torch|quire)[/\\]|{re.escape(_STDLIB)}[/\\](?!site-packages|dist-packages)"
+)
 
 
 def export(
@@ -44,7 +51,8 @@ def export(
         raise CaptureError(
             f"torch.export could not capture {type(model).__name__}: {_first_line(error)}",
             where=_line_in_model(error, model),
-            allowed="models whose control flow does not depend on tensor values",
+            allowed="models that run on these inputs, and whose control flow does not depend on "
+            "tensor values",
             fix=_advice(str(error)),
         ) from error
 
@@ -90,7 +98,8 @@ def from_exported(exported: ExportedProgram, *, writes: bool = False) -> Program
     output = graph.graph_copy(exported.graph, renamed)
     graph.output(output)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    paths = _input_paths(exported)
+    in_spec = cast(pytree.TreeSpec, exported.call_spec.in_spec)
+    paths = leaf_paths(pytree.tree_unflatten(list(range(in_spec.num_leaves)), in_spec))
     leaves_left = iter(paths)
     inputs: list[Input] = []
     constants: dict[str, Any] = {}
@@ -125,24 +134,12 @@ def from_exported(exported: ExportedProgram, *, writes: bool = False) -> Program
         ops=ops,
         symbols=find_symbols(graph, exported.range_constraints, users),
         state={i.target: state[i.target] for i in inputs if i.kind != "user"},
-        in_spec=cast(pytree.TreeSpec, exported.call_spec.in_spec),
+        in_spec=in_spec,
         out_spec=cast(pytree.TreeSpec, exported.call_spec.out_spec),
         constants=constants,
         paths=paths,
         writes=written,
     )
-
-
-def _input_paths(exported: ExportedProgram) -> tuple[str, ...]:
-    """The path of each leaf within `(args, kwargs)`, in order, such as `args[0]` or `input_ids`."""
-    spec = cast(pytree.TreeSpec, exported.call_spec.in_spec)
-    places = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    paths = []
-    for (group, *rest), _ in pytree.tree_flatten_with_path(places)[0]:
-        is_keyword = getattr(group, "idx", 0) == 1
-        head, shown = (rest[0].key, rest[1:]) if is_keyword else ("args", rest)
-        paths.append(f"{head}{pytree.keystr(tuple(shown))}")
-    return tuple(paths)
 
 
 def _first_line(error: BaseException) -> str:
@@ -156,7 +153,7 @@ def _line_in_model(error: BaseException, model: nn.Module) -> str:
     hits = re.findall(r'File "([^"]+)", line (\d+), in [^\n]+\n\s*([^\n]*)', text)
     frames = [(f.filename, f.lineno, f.line) for f in traceback.extract_tb(error.__traceback__)]
     frames += [(file, int(line), code) for file, line, code in hits]
-    inner = [f for f in frames if not re.search(r"[/\\](torch|quire)[/\\]", f[0])]
+    inner = [f for f in frames if not _NOT_THE_USERS.search(f[0])]
     if not inner:
         return type(model).__name__
     file, line, code = inner[-1]
@@ -168,4 +165,7 @@ def _advice(text: str) -> str:
         return "a branch or size depends on tensor values: use torch.where, or make it a constant"
     if "dynamic_shapes" in text or "Constraints violated" in text:
         return "give dynamic_shapes the ranges named above, or make that dim static"
-    return "see the message above; run torch.export.export(model, args, kwargs) to reproduce it"
+    return (
+        "see that model(*args, **kwargs) runs; torch.export.export(model, args, kwargs) then "
+        "reproduces the error"
+    )

@@ -193,6 +193,19 @@ class Program:
         return (i for i in self.inputs if i.kind == "user")
 
 
+def leaf_paths(call: Any) -> tuple[str, ...]:
+    """The path of each leaf within `call`, an `(args, kwargs)`, in order: `args[0]`, `input_ids`.
+
+    Raises ValueError for containers that cannot name what they hold.
+    """
+    paths = []
+    for (group, *rest), _ in pytree.tree_flatten_with_path(call)[0]:
+        is_keyword = getattr(group, "idx", 0) == 1
+        head, shown = (rest[0].key, rest[1:]) if is_keyword else ("args", rest)
+        paths.append(f"{head}{pytree.keystr(tuple(shown))}")
+    return tuple(paths)
+
+
 def flatten_tensors(value: Any, found: Callable[[fx.Node], bool]) -> list[fx.Node]:
     """The nodes within an argument (lists and tuples included) for which `found` holds."""
     if isinstance(value, fx.Node):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from quire.capture import hugging_face
@@ -32,10 +34,11 @@ from quire.errors import CaptureError, QuireError
 @attrs.frozen(eq=False)
 class Target:
     """A model with one call's inputs. `dynamic_shapes`, in torch.export's spelling, frees the
-    sequence dim; it is None where the target does not say which dim that is."""
+    sequence dim; it is None where the target does not say which dim that is, and for a program
+    that is exported already: what is dynamic in it stays so."""
 
     name: str
-    model: nn.Module
+    model: nn.Module | ExportedProgram
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     dynamic_shapes: Any = None
@@ -95,7 +98,7 @@ def _exported(path: Path, options: Options) -> Target:
     if options.device is not None:
         exported = move_to_device_pass(exported, options.device)
     args, kwargs = move(exported.example_inputs, options)
-    return Target(path.name, exported.module(), tuple(args), dict(kwargs))
+    return Target(path.name, exported, tuple(args), dict(kwargs))
 
 
 def _factory(spec: str, options: Options) -> Target:
@@ -120,7 +123,18 @@ def _factory(spec: str, options: Options) -> Target:
             fix="name a function that returns (model, args, kwargs)",
         ) from error
     taken = _accepted(function, options)
-    made = function(**taken)
+    try:
+        made = function(**taken)
+    except QuireError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise QuireError(
+            f"the function raised {type(error).__name__}: {first_line(error)}",
+            where=f"{frame.filename}:{frame.lineno}  `{frame.line}`",
+            allowed="a function that returns (model, args, kwargs)",
+            fix=f"make this run: from {module_name} import {name}; {name}()",
+        ) from error
     if isinstance(made, tuple) and len(made) == 2:
         made = (*made, {})
     if not (

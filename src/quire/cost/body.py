@@ -11,7 +11,7 @@ from torch import fx
 from quire.capture.program import Op, TensorInfo
 from quire.cost.model import Model
 from quire.cost.parts import PartCosts
-from quire.flow.outs import ANY_LAYOUT, DENSE, OVERWRITES
+from quire.flow.outs import ANY_LAYOUT, DENSE, OVERWRITES, adds_into
 from quire.flow.propagate import Spread
 from quire.flow.relation import Join
 
@@ -22,9 +22,10 @@ TYPICAL = 1 << 10
 @attrs.frozen
 class Place:
     """Where a step's part goes: `out`, straight into the region's output; `slot`, a reused
-    buffer (number `slot`); `fresh`, a new tensor for each part. `copied`: to the output after."""
+    buffer (number `slot`); `fresh`, a new tensor for each part; `into`, nowhere, as the addition
+    that reads it is done with it. `copied`: to the output after."""
 
-    kind: Literal["out", "slot", "fresh"]
+    kind: Literal["out", "slot", "fresh", "into"]
     slot: int = -1
     copied: bool = False
 
@@ -75,7 +76,8 @@ class Body:
         places: dict[fx.Node, Place] = {}
         free: dict[object, list[int]] = {}
         storage, model = self.spread.storage, self.model
-        for step in self.steps:
+        held: list[fx.Node] = []
+        for step, after in zip(self.steps, [*self.steps[1:], None], strict=True):
             op, info = storage.program.ops[step], model.infos[step][0]
             single = len(model.infos[step]) == 1
             axis = storage.flows[step].axes[self.spread.cuts[step].axis]
@@ -87,6 +89,10 @@ class Body:
                 for base in dict.fromkeys(storage.base[o.node] for o in op.operands)
                 if self.dies.get(base) is step and base not in self.outputs
             ]
+            if after is not None and adds_into(storage, step) is after:
+                places[step] = Place("into")
+                held = dying
+                continue
             write = self.writes[step]
             exact = write is not None and write.lo == 0 and write.hi == 0 and write.outer == 1
             if escapes and can_write and not folded and exact and self._straight(step):
@@ -95,6 +101,7 @@ class Body:
                 places[step] = Place("fresh", copied=escapes)
             else:
                 places[step] = Place("slot", self._slot(step, dying, places, free), escapes)
+            dying, held = [*dying, *held], []
             for base in dying:
                 place = places[base]
                 taken = places[step].kind == "slot" and places[step].slot == place.slot

@@ -21,6 +21,17 @@ def _matrix_copy(info: TensorInfo) -> int:
     return int(rows) * int(columns) * info.dtype.itemsize
 
 
+def relaid_bytes(operands: tuple[TensorInfo, ...]) -> float:
+    """Traffic of copying every matrix that no BLAS can read: each element that lies alone in its
+    cache line (64 bytes) brings the line, once for reading and once for what it evicts."""
+    traffic = 0.0
+    for info in operands:
+        if _matrix_copy(info):
+            apart = min(int(s) for s in info.stride[-2:])
+            traffic += 2 * nbytes(info) * max(1, min(apart, 64 // info.dtype.itemsize))
+    return traffic
+
+
 def _accumulator(call: Call, matrices: int = 1) -> int:
     """float32 sums of a bfloat16 product, one matrix per thread at a time."""
     if call.out.dtype is not torch.bfloat16:

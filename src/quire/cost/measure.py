@@ -199,14 +199,17 @@ def _rising(
     flops_per_row: float,
     make: Callable[[int], Callable[[], Any]],
 ) -> tuple[float, ...]:
-    """FLOP/s at each row count. A dtype without hardware support may be a thousand times slower:
-    the rest is taken to be like the last once one call needs a quarter of a second."""
+    """FLOP/s at each row count, rising: what falls is noise.
+
+    A dtype without hardware support may be a thousand times slower: the rest is taken to be like
+    the last once one call needs a quarter of a second.
+    """
     found: list[float] = []
     seconds = 0.0
     for rows in at:
         if seconds < 0.25:
             seconds = clock.seconds(make(rows), scales=True)
-            found.append(flops_per_row * rows / seconds)
+            found.append(max(flops_per_row * rows / seconds, *found[-1:], 0.0))
         else:
             found.append(found[-1])
     return tuple(found)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import fx
 
 from quire.capture.program import Op, TensorInfo
+from quire.cost.contraction import relaid_bytes
 from quire.cost.machine import Machine
 from quire.cost.time import Kind, Work, kind_of, op_seconds
 from quire.cost.workspace import SMALL, workspace_bytes
@@ -18,6 +19,22 @@ and writing, twice for the strides (a guess between the 2 and 6 seen)."""
 
 LARGE = 1 << 25
 """From 32 MiB on glibc maps every allocation anew, so that each page of it faults."""
+
+
+SLACK = 3 << 18
+"""Most bytes that Python's own objects and the allocator's small blocks are taken to add to the
+tensors of one call: three times the 0.25 MiB seen. Small calls have a 64th of their tensors."""
+
+
+def with_slack(nbytes: int) -> int:
+    """The peak of a call whose tensors peak at `nbytes`."""
+    return nbytes + min(nbytes // 64, SLACK)
+
+
+def without_slack(budget: int) -> int:
+    """The most bytes that tensors may take of `budget`."""
+    most = max(budget * 64 // 65, budget - SLACK)
+    return most + 1 if with_slack(most + 1) <= budget else most
 
 
 class Model:
@@ -69,14 +86,16 @@ class Model:
         if kind == "attention" and op.get("is_causal"):
             flops /= 2
         work = Work(kind, flops, read, out, out if fresh else 0, 1, rows, dtype)
-        return op_seconds(work, self.machine) + self.relayout(step, self.workspace[step])
+        return op_seconds(work, self.machine) + self.relayout(
+            step, self._operands(op), self.workspace[step]
+        )
 
-    def relayout(self, step: fx.Node, workspace: int) -> float:
-        """Time in which a GEMM lays out anew the operands whose strides its kernel cannot take:
-        each byte of such workspace is read across strides and written once."""
+    def relayout(self, step: fx.Node, operands: tuple[TensorInfo, ...], workspace: int) -> float:
+        """Time in which a GEMM lays out anew the operands whose strides its kernel cannot take."""
         if self.kinds[step] != "gemm" or workspace <= SMALL:
             return 0.0
-        return ACROSS * (workspace - SMALL) / self.machine.copy_bandwidth
+        traffic = relaid_bytes(operands) or ACROSS * (workspace - SMALL)
+        return traffic / self.machine.copy_bandwidth
 
 
 def rows_of(kind: Kind, out: TensorInfo) -> int:

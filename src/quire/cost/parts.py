@@ -7,8 +7,10 @@ from typing import NamedTuple
 from torch import fx
 
 from quire.capture.program import TensorInfo
+from quire.cost.kernel_call import merges
 from quire.cost.model import LARGE, Model, rows_of
 from quire.cost.time import Work, op_seconds
+from quire.flow.outs import ADDS, ROWS_BLOCK, adds_into
 from quire.flow.propagate import Spread, reads_of, writes_of
 from quire.flow.relation import Join, Span
 
@@ -95,6 +97,13 @@ class PartCosts:
         return sums[length]
 
     def _step_seconds(self, step: fx.Node, n: int) -> float:
+        seconds = self._own_seconds(step, n)
+        addition = adds_into(self.spread.storage, step)
+        if addition in self._order and self._order[self._order.index(addition) + 1] is step:
+            seconds = max(seconds - self._own_seconds(addition, n), 0.0)
+        return seconds
+
+    def _own_seconds(self, step: fx.Node, n: int) -> float:
         model, spread, parts = self.model, self.spread, self.of(step)
         count = -(-int(spread.size) // n)
         flow, kind = spread.storage.flows[step], model.kinds[step]
@@ -115,7 +124,9 @@ class PartCosts:
             kind, flops, read * count, written * count, fresh * count, count, rows, info.dtype
         )
         views = count * model.machine.rates.overhead["view"] * (1 + len(parts.needs))
-        again = count * model.relayout(step, self.workspace(step, n)) if kind == "gemm" else 0.0
+        again = 0.0
+        if kind == "gemm":
+            again = count * model.relayout(step, self._operands(step, n), self.workspace(step, n))
         return op_seconds(work, model.machine) + views + again
 
     def workspace(self, step: fx.Node, n: int) -> int:
@@ -128,12 +139,7 @@ class PartCosts:
 
     def _workspace_of(self, step: fx.Node, n: int) -> int:
         model, storage, parts = self.model, self.spread.storage, self.of(step)
-        operands = tuple(
-            part_info(
-                model.infos[o.node][0], need, n, dense=storage.base[o.node] in self.spread.cuts
-            )
-            for o, need in zip(storage.program.ops[step].operands, parts.needs, strict=True)
-        )
+        operands = self._operands(step, n)
         outputs = tuple(
             part_info(i, w, n) for i, w in zip(model.infos[step], parts.writes, strict=True)
         )
@@ -142,9 +148,24 @@ class PartCosts:
             for i, need in zip(operands, parts.needs, strict=True)
             if need is not None and (need.fill is not None or need.outer != 1)
         )
+        write = parts.writes[0]
+        if storage.program.ops[step].target in ADDS and write is not None:
+            before = [int(n) for n in outputs[0].shape[: write.dim]]
+            apart = any(n > 1 for n in before)
+            if apart or not merges(operands[0], range(operands[0].ndim - 1)):
+                # Rows that do not lie together are copied block by block.
+                extra += sum(min(ROWS_BLOCK, int(i.nbytes)) for i in (operands[0], outputs[0]))
         target = storage.flows[step].axes[self.spread.cuts[step].axis].target
         if target is not None:
             # The mask of the rows.
             query, key = operands[0], operands[1]
             extra += int(query.shape[-2]) * int(key.shape[-2]) * query.dtype.itemsize
         return model.workspace_of_part(step, operands, outputs) + extra
+
+    def _operands(self, step: fx.Node, n: int) -> tuple[TensorInfo, ...]:
+        """What `step` reads for a part: parts made in the loop are dense, others are slices."""
+        storage, infos = self.spread.storage, self.model.infos
+        return tuple(
+            part_info(infos[o.node][0], need, n, dense=storage.base[o.node] in self.spread.cuts)
+            for o, need in zip(storage.program.ops[step].operands, self.of(step).needs, strict=True)
+        )

@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import fx
+
+from quire.flow.propagate import Storage
 
 aten: Any = torch.ops.aten
 
@@ -60,3 +63,28 @@ form of `gelu.out` give wrong numbers otherwise."""
 
 OVERWRITES: frozenset[Any] = frozenset({aten.softmax.int, aten._softmax.default})
 """Not pointwise, yet right when the buffer is the operand itself."""
+
+ROWS_BLOCK = 1 << 19
+"""Bytes of rows that a linear copies at a time where those of its operands do not lie together."""
+
+ADDS: dict[Any, str] = {aten.linear.default: "kernels.linear_add"}
+"""Ops that can add what they make to a tensor, in place or not: called with it ahead of their own
+arguments."""
+
+
+def adds_into(storage: Storage, step: fx.Node) -> fx.Node | None:
+    """The addition `x + step` that `step` can do itself: it alone reads `step`, and `x` is a tensor
+    of the sum's own facts that `step` does not read."""
+    op = storage.program.ops[step]
+    readers = storage.readers.get(step, ())
+    if op.target not in ADDS or op.get("bias") is not None or len(readers) != 1:
+        return None
+    addition = storage.program.ops[readers[0]]
+    if addition.target is not aten.add.Tensor or addition["alpha"] != 1:
+        return None
+    other = [o for o in addition.operands if o.node is not step]
+    alone = len(addition.operands) == 2 and len(other) == 1 and step not in storage.returned
+    if not alone or other[0].info != addition.out or op.out != addition.out:
+        return None
+    own = {storage.base[o.node] for o in op.operands}
+    return None if storage.base[other[0].node] in own else addition.node

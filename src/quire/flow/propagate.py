@@ -199,16 +199,17 @@ def _least(a: Size, b: Size) -> Size | None:
 
 
 class Spread:
-    """A region as it grows backward from its last step, the `seed`, split along its axis `axis`.
+    """A region as it grows backward from its last step, the `seed`, split along its axis `axis`,
+    `grain` units of it at a time.
 
     `cuts` says how each step and each view within the region is cut; `reads` what is asked of
     every operand that the region does not make itself.
     """
 
-    def __init__(self, storage: Storage, seed: fx.Node, axis: int) -> None:
+    def __init__(self, storage: Storage, seed: fx.Node, axis: int, grain: int = 1) -> None:
         self.storage = storage
-        self.seed, self.axis = seed, axis
-        self.size = storage.flows[seed].axes[axis].size
+        self.seed, self.axis, self.grain = seed, axis, grain
+        self.size = storage.flows[seed].axes[axis].size // grain
         self.join = storage.flows[seed].axes[axis].join
         self.cuts: dict[fx.Node, Cut] = {}
         self.view_cuts: dict[tuple[fx.Node, Span], Cut] = {}
@@ -230,7 +231,7 @@ class Spread:
         the spread is then of no further use."""
         asked = self.pending.get(step)
         if step is self.seed:
-            cut: Cut | None = Cut(self.axis)
+            cut: Cut | None = Cut(self.axis, self.grain)
         elif asked:
             cut = self._cut(step, asked)
         else:
@@ -247,6 +248,10 @@ class Spread:
             read = Read(step, operand.index, need)
             self.pending.setdefault(base, []).append((operand.node, read))
         return True
+
+    def takes(self, step: fx.Node) -> bool:
+        """Whether the split can pass `step`, which the region reads."""
+        return self._cut(step, self.pending[step]) is not None
 
     def _cut(self, step: fx.Node, asked: Sequence[tuple[fx.Node, Read]]) -> Cut | None:
         """The cut of `step` that answers every read of it."""

@@ -11,10 +11,10 @@ from quire.capture.program import Program
 from quire.cost.body import Body, Place
 from quire.cost.liveness import Liveness
 from quire.cost.machine import Machine
-from quire.cost.model import Model
+from quire.cost.model import Model, with_slack, without_slack
 from quire.errors import BudgetError
 from quire.flow.propagate import Spread, Storage
-from quire.plan.chunk import PARTS, Choice, ChunkPlanner
+from quire.plan.chunk import Choice, ChunkPlanner, part_sizes
 from quire.plan.moments import after
 from quire.plan.plan import Moment, Placed, Plan, Region
 
@@ -45,7 +45,7 @@ def build_plan(
         program=fingerprint(planner.program),
         budget=budget,
         baseline_bytes=baseline[0],
-        peak_bytes=max((c.peak for c in choices), default=0),
+        peak_bytes=with_slack(max((c.peak for c in choices), default=0)),
         baseline_seconds=baseline[1],
         seconds=sum(c.seconds for c in choices),
         order=tuple(s.name for s in planner.order),
@@ -131,6 +131,8 @@ class PartSizer:
         order = [nodes[name] for name in self.plan.order]
         live = Liveness(storage, model.nbytes, order)
         index = {step: k for k, step in enumerate(order)}
+        budget = self.plan.budget
+        room = float("inf") if budget is None else without_slack(budget)
         sizes: dict[str, int] = {}
         for region in self.plan.regions:
             spread = Spread(storage, nodes[region.seed], region.axis)
@@ -146,12 +148,8 @@ class PartSizer:
             outputs -= sum(model.nbytes[nodes[out]] for out, _ in region.reuse)
             held = live.before[index[nodes[region.steps[0]]]] + outputs
             size = int(spread.size)
-            tries = [n for n in (region.part, *PARTS) if n <= region.part]
-            fits = (
-                n for n in tries if self.plan.budget is None
-                or held + body.scratch(min(n, max(size, 1))) <= self.plan.budget
-            )  # fmt: skip
-            chosen = next(fits, None)
+            tries = part_sizes(max(size, 1), region.part) or (region.part,)
+            chosen = next((n for n in tries if held + body.scratch(n) <= room), None)
             if chosen is None:
                 raise self._too_long(env, region)
             sizes[region.name] = chosen
@@ -160,7 +158,7 @@ class PartSizer:
         for k, step in enumerate(order):
             own = 0 if step.name in written_over else model.nbytes[step]
             peak = live.before[k] + own + model.workspace[step]
-            if step.name not in inside and self.plan.budget is not None and peak > self.plan.budget:
+            if step.name not in inside and peak > room:
                 raise self._too_long(env, None)
         return sizes
 

@@ -11,6 +11,7 @@ with a step run whole as the region of length one that is not split.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
 from typing import Any
 
 import attrs
@@ -21,7 +22,7 @@ from quire.capture.program import Program
 from quire.cost.body import Body, writes_out
 from quire.cost.liveness import Liveness
 from quire.cost.machine import Machine
-from quire.cost.model import Model
+from quire.cost.model import Model, with_slack, without_slack
 from quire.cost.parts import PartCosts
 from quire.flow.propagate import Spread, Storage
 from quire.flow.relation import Join
@@ -33,6 +34,18 @@ WINDOW = 96
 PARTS = (8192, 4096, 2048, 1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 
 FOLDS = frozenset({Join.CONCAT, Join.SUM, Join.MAX, Join.MIN, Join.MEAN})
+
+
+@cache
+def part_sizes(size: int, most: int) -> tuple[int, ...]:
+    """Part sizes to try for `size` units, none above `most`, largest first.
+
+    Each makes parts as equal as can be: 4097 units in parts of at most 1024 are five of 820, as a
+    last part of one unit would cost nearly as much as a whole one.
+    """
+    tried = (-(-size // -(-size // n)) for n in (size, *PARTS) if 0 < n <= size)
+    return tuple(dict.fromkeys(n for n in tried if n <= most))
+
 
 Step = Callable[[str, int, int], None]
 
@@ -53,6 +66,7 @@ class Candidate:
     reuse: tuple[tuple[int, int], ...]
     _scratch: dict[int, int] = attrs.field(factory=dict)
     _seconds: dict[int, float] = attrs.field(factory=dict)
+    _best: dict[int, tuple[float, int, int] | None] = attrs.field(factory=dict)
 
     def scratch(self, n: int) -> int:
         if n not in self._scratch:
@@ -64,11 +78,16 @@ class Candidate:
             self._seconds[n] = self.body.seconds(n, self.held)
         return self._seconds[n]
 
-    def choices(self) -> list[int]:
-        return [self.size, *(n for n in PARTS if n < self.size)]
+    def choices(self) -> tuple[int, ...]:
+        return part_sizes(self.size, self.size)
 
     def best(self, room: int) -> tuple[float, int, int] | None:
         """(seconds, part, scratch) of the fastest part whose scratch fits in `room` bytes."""
+        if room not in self._best:
+            self._best[room] = self._best_in(room)
+        return self._best[room]
+
+    def _best_in(self, room: int) -> tuple[float, int, int] | None:
         fits = next((k for k, n in enumerate(self.choices()) if self.scratch(n) <= room), None)
         if fits is None:
             return None
@@ -216,7 +235,8 @@ class ChunkPlanner:
                     node is base
                     and read.need == write
                     and (
-                        at[read.reader] < at[out]
+                        # What an addition is done with is read when the addition is done.
+                        at[read.reader] + (body.places[read.reader].kind == "into") < at[out]
                         or (read.reader is out and self._may_overwrite(body, out))
                     )
                     for node, read in asked
@@ -233,6 +253,7 @@ class ChunkPlanner:
 
     def plan(self, budget: int | None) -> list[Choice] | None:
         """The fastest choices whose peak stays within `budget` bytes, or None."""
+        budget = None if budget is None else without_slack(budget)
         best: list[tuple[float, Choice | None]] = [(0.0, None)]
         for j in range(1, len(self.order) + 1):
             options: list[tuple[float, Choice | None]] = []
@@ -266,6 +287,13 @@ class ChunkPlanner:
             j = choice.start
         return choices[::-1]
 
+    @cached_property
+    def fastest(self) -> float:
+        """Seconds of the fastest plan for any budget."""
+        choices = self.plan(None)
+        assert choices is not None
+        return sum(c.seconds for c in choices)
+
     def floor(self) -> tuple[int, list[Choice]]:
         """The lowest peak of any plan, and the fastest plan that has it."""
         best: list[int] = [0]
@@ -276,20 +304,19 @@ class ChunkPlanner:
                     held = self.live.before[j - c.length] + c.held + c.scratch(c.choices()[-1])
                     lowest = min(lowest, max(best[j - c.length], held))
             best.append(lowest)
-        choices = self.plan(best[-1])
+        lowest = with_slack(best[-1])
+        choices = self.plan(lowest)
         assert choices is not None
-        return best[-1], choices
+        return lowest, choices
 
     @property
     def baseline_bytes(self) -> int:
         """Peak of the program as captured, each step run whole into new memory."""
-        return max(
-            (
-                self.live.before[k] + self.model.nbytes[s] + self.model.workspace[s]
-                for k, s in enumerate(self.order)
-            ),
-            default=0,
+        steps = enumerate(self.order)
+        peaks = (
+            self.live.before[k] + self.model.nbytes[s] + self.model.workspace[s] for k, s in steps
         )
+        return with_slack(max(peaks, default=0))
 
     @property
     def baseline_seconds(self) -> float:

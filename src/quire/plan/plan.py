@@ -13,11 +13,12 @@ import attrs
 @attrs.frozen
 class Placed:
     """Where the part that `step` makes is stored: `out` (straight in the region's output), `slot`
-    (buffer number `slot` of the loop, reused) or `fresh` (a new tensor for each part).
+    (buffer number `slot` of the loop, reused), `fresh` (a new tensor for each part), or `into`
+    (nowhere: the addition that reads it is done with it).
     `escapes`: read after the region, or returned."""
 
     step: str
-    kind: Literal["out", "slot", "fresh"]
+    kind: Literal["out", "slot", "fresh", "into"]
     slot: int = -1
     escapes: bool = False
 

@@ -42,6 +42,9 @@ def signatures(
             op = storage.program.ops[maker]
             chain.append((op.target, output, tuple(plain(v) for v in op.arguments.values())))
             node = op.operands[0].node
+        if node not in index:
+            # Views of an input are made outside every region: what they are is enough.
+            chain.clear()
         where = (k - index[node], live.last[node] - k) if node in index else ("input",)
         if node in index and live.last[node] == len(order):
             where = (k - index[node], "returned")

@@ -18,6 +18,8 @@ from quire.report.units import bytes_text, change_text, ratio_text
 INK, SOFT, RULE, GRID = "#1e1c19", "#68635a", "#c9c4b9", "#ece9e2"
 BEFORE, BEFORE_FILL, PLAN, PLAN_FILL, BUDGET = "#8f877a", "#d9d4c9", "#1d5fae", "#bdd3ef", "#c2331f"
 REGIONS = ("#b9770e", "#7b4fa3", "#2f8558", "#1f8a99", "#b4487c", "#6f7d1f")
+# Inches across, and above the axes; the sides of the axes as shares of the width.
+WIDTH, HEAD, LEFT, RIGHT = 10, 0.85, 0.085, 0.985
 # The plan is drawn again on its own scale where it would be this many times lower than the rest.
 MAGNIFY = 2.2
 
@@ -29,6 +31,15 @@ def write_timeline_png(
 
     Raises QuireError if the plan holds no timeline or matplotlib is not installed.
     """
+    figure = timeline_figure(plan, title=title, dpi=dpi)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def timeline_figure(plan: Plan, *, title: str = "", dpi: int = 160) -> Any:
+    """The picture as a `matplotlib.figure.Figure`; see `write_timeline_png`."""
     if not plan.before and not plan.after:
         raise QuireError("the plan holds no timeline", fix="plan the model again")
     # matplotlib is optional and slow to import, so nobody pays for it who draws no picture.
@@ -38,11 +49,14 @@ def write_timeline_png(
         raise QuireError("matplotlib is not installed", fix="pip install matplotlib") from error
     top, high = _highest(plan.after), max(_highest(plan.before), _highest(plan.after))
     magnified = bool(plan.after) and top > 0 and high / top > MAGNIFY
-    figure = figure_module.Figure(figsize=(10, 5 if magnified else 3.5), dpi=dpi, facecolor="white")
+    height = 5 if magnified else 3.5  # inches
+    figure = figure_module.Figure(figsize=(WIDTH, height), dpi=dpi, facecolor="white")
     ratios = [1.7, 1] if magnified else [1]
     grid = figure.subplots(
         len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False,
-        gridspec_kw={"left": 0.085, "right": 0.985, "top": 0.86, "bottom": 0.12, "hspace": 0.3},
+        gridspec_kw={
+            "left": LEFT, "right": RIGHT, "top": 1 - HEAD / height, "bottom": 0.12, "hspace": 0.3,
+        },
     )  # fmt: skip
     axes = [row[0] for row in grid]
     left, right = positions(plan.before, plan.after)
@@ -61,17 +75,22 @@ def write_timeline_png(
             f"the plan alone, magnified {times:.0f} ×", loc="left", fontsize=9, color=SOFT
         )
     if plan.after:
-        _label_peak(axes[-1], right, plan.after, PLAN)
+        _label_peak(axes[-1], right, plan.after, PLAN, below=not magnified)
     _bands(axes[-1], plan, right)
     _blocks(axes, plan, left if plan.before else right)
-    figure.text(
-        0.085, 0.945, title or plan.program, fontsize=14, weight="bold", color=INK, va="center"
-    )
-    figure.text(0.985, 0.945, _caption(plan), fontsize=10, color=SOFT, ha="right", va="center")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    top = 1 - 0.27 / height
+    head = figure.text(LEFT, top, title or plan.program, fontsize=14, color=INK, va="center")
+    head.set_weight("bold")
+    _fit(head, figure)
+    figure.text(LEFT, 1 - 0.52 / height, _caption(plan), fontsize=10, color=SOFT, va="center")
+    return figure
+
+
+def _fit(text: Any, figure: Any) -> None:
+    """Make `text` as small as it must be to stay within the axes."""
+    room = (RIGHT - LEFT) * figure.bbox.width
+    while text.get_window_extent().width > room and text.get_fontsize() > 1:
+        text.set_fontsize(text.get_fontsize() * 0.95)  # hinted widths do not scale evenly
 
 
 def _caption(plan: Plan) -> str:
@@ -115,15 +134,19 @@ def _dress(ax: Any, high: float, budget: int | None, *, named: bool) -> None:
             )  # fmt: skip
 
 
-def _label_peak(ax: Any, edges: list[float], moments: Sequence[Moment], color: str) -> None:
+def _label_peak(
+    ax: Any, edges: list[float], moments: Sequence[Moment], color: str, *, below: bool = False
+) -> None:
+    """Name the highest moment; `below` its line where the label of another may lie above."""
     if not moments:
         return
     i = max(range(len(moments)), key=lambda k: moments[k].nbytes)
     at = (edges[i] + edges[i + 1]) / 2
     late = at > edges[-1] / 2
+    offset = (-7 if late else 7, -13 if below else 4)
     ax.plot([at], [moments[i].nbytes], "o", ms=5, mfc="white", mec=color, mew=1.5, clip_on=False)
     ax.annotate(
-        f"peak {bytes_text(moments[i].nbytes)}", (at, moments[i].nbytes), (-7 if late else 7, 4),
+        f"peak {bytes_text(moments[i].nbytes)}", (at, moments[i].nbytes), offset,
         textcoords="offset points", fontsize=9, weight="bold", color=color,
         ha="right" if late else "left",
     )  # fmt: skip

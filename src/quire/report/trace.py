@@ -61,14 +61,20 @@ class TraceRecorder:
 
     def to_json(self) -> str:
         """The trace as JSON text."""
+        # A slice before those within it, also where they start together.
+        ordered = sorted(self._events, key=lambda e: (e[2], -e[3]))
         zero = min((event[2] for event in self._events), default=0.0)
         tracks: dict[str, int] = {}
         events: list[dict[str, Any]] = [_meta("process_name", self._process)]
-        for kind, name, start, seconds, args, track in sorted(self._events, key=lambda e: e[2]):
+        for kind, name, start, seconds, args, track in ordered:
             event = {"ph": kind, "name": name, "ts": _micros(start - zero), "pid": PROCESS}
             if kind == "X":
                 thread = tracks.setdefault(track, len(tracks) + 1)
-                event |= {"dur": _micros(seconds), "tid": thread, "cat": track}
+                # From rounded ends: a slice that ends with the one around it must not end later.
+                dur = round(_micros(start - zero + seconds) - event["ts"], 3)
+                event |= {"dur": dur, "tid": thread, "cat": track}
+            else:
+                event |= {"tid": 0}  # a counter belongs to the process; some readers want a thread
             events.append(event | {"args": dict(args)})
         events += [_meta("thread_name", name, thread) for name, thread in tracks.items()]
         # What is no JSON (a shape, a dtype) is shown as its text.
@@ -83,7 +89,8 @@ class TraceRecorder:
 
 
 def _meta(kind: str, name: str, thread: int = 0) -> dict[str, Any]:
-    return {"ph": "M", "name": kind, "pid": PROCESS, "tid": thread, "args": {"name": name}}
+    event = {"ph": "M", "name": kind, "ts": 0, "pid": PROCESS, "tid": thread}
+    return event | {"args": {"name": name}}
 
 
 def _micros(seconds: float) -> float:

@@ -1,7 +1,7 @@
 """Eager attention → `scaled_dot_product_attention`, found by algebra and dataflow.
 
     before   out = softmax(scale · (Q Kᵀ) + masks, dim=-1) @ V      S × S scores in memory
-    after    out = scaled_dot_product_attention(Q, K, V, mask, is_causal, scale, enable_gqa)
+    after    out = scaled_dot_product_attention(Q, K, V, mask, is_causal, scale)
 
 Side conditions: nothing else reads the scores, the weights or what lies between; no cast to
 another dtype on the way; Q, K and V of equal head width (else torch has no fused kernel);
@@ -194,9 +194,6 @@ def _apply(draft: Draft, found: Attention) -> str:
     at = draft.new[found.out]
     scores, value = found.scores, found.value
     key = scores.key.transpose()
-    groups = _groups(draft.program, key, value) if len(found.batch) == 2 else None
-    if groups is not None:
-        key, value = groups[1], groups[2]
     parts = []
     for part in (scores.query, key, value):
         whole = part.view((*_four(part.shape[:-2]), *part.shape[-2:])).emit(draft, at)
@@ -206,7 +203,7 @@ def _apply(draft: Draft, found: Attention) -> str:
     fused = draft.call(
         aten.scaled_dot_product_attention.default,
         (*parts, mask, 0.0, causal),
-        {"scale": scores.scale, **({"enable_gqa": True} if groups else {})},
+        {"scale": scores.scale},
         at=at,
     )
     result = draft.view(fused, (*found.out_batch, *draft.shape(fused)[-2:]), at=at)
@@ -217,7 +214,6 @@ def _apply(draft: Draft, found: Attention) -> str:
         scaling = draft.new[node]
         draft.replace(scaling, next(a for a in scaling.args if isinstance(a, fx.Node)))
     traits = ["causal"] if causal else [] if mask is None else ["with a mask"]
-    traits += [f"{groups[0]} query heads to a key head"] if groups else []
     name = "scaled_dot_product_attention"
     return ", ".join([f"attention of {draft.module(at)} as {name}", *traits])
 
@@ -262,45 +258,3 @@ def _mask_of_four(mask: Recipe, batch: tuple[Size, ...]) -> Recipe:
         merged = _four(lead)
         return mask.view((*merged, *matrix))
     return mask.view((*_four(lead), *matrix))
-
-
-def _groups(program: Program, key: Recipe, value: Recipe) -> tuple[int, Recipe, Recipe] | None:
-    """Keys and values that were repeated for each group of query heads, and how often:
-
-    before   [b, h, s, d] → unsqueeze → expand [b, h, g, s, d] → view [b, h·g, s, d]
-    after    [b, h, s, d], with enable_gqa
-    """
-    keys, values = _repeated(program, key), _repeated(program, value)
-    if keys is None or values is None or keys[0] != values[0]:
-        return None
-    return keys[0], keys[1], values[1]
-
-
-def _repeated(program: Program, part: Recipe) -> tuple[int, Recipe] | None:
-    if part.steps == ((aten.transpose.int, (-2, -1)),):
-        # K stands transposed in the graph: look above a transpose of the last two dims.
-        op = program.ops.get(part.node)
-        if op is None or op.target is not aten.transpose.int:
-            return None
-        if {op["dim0"] % 4, op["dim1"] % 4} != {2, 3} or op.out.ndim != 4:
-            return None
-        return _repeated(program, Recipe(op.operands[0].node, part.shape))
-    op = program.ops.get(part.node)
-    if part.steps or op is None or op.target not in (aten.view.default, aten._unsafe_view.default):
-        return None
-    op = program.ops.get(op.operands[0].node)
-    if op is not None and op.target is aten.clone.default:
-        op = program.ops.get(op.operands[0].node)
-    if op is None or op.target is not aten.expand.default or op.out.ndim != 5:
-        return None
-    source, wide = program.ops.get(op.operands[0].node), op.out.shape
-    if source is None or source.target is not aten.unsqueeze.default or source["dim"] % 5 != 2:
-        return None
-    base: Operand = source["self"]
-    times = wide[2]
-    narrow = (wide[0], wide[1], *wide[3:])
-    if not isinstance(times, int) or base.shape != narrow:
-        return None
-    if part.shape != (wide[0], wide[1] * times, *wide[3:]):
-        return None
-    return times, Recipe(base.node, base.shape)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from quire.flow.outs import ROWS_BLOCK
 
 _nn: Any = getattr(torch._C, "_nn")  # noqa: B009  (absent from torch's stubs)
 
@@ -13,17 +16,48 @@ _nn: Any = getattr(torch._C, "_nn")  # noqa: B009  (absent from torch's stubs)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
     """`x` [..., K], `weight` [N, K], `out` [..., N]."""
     w = weight.t()
-    if x.dim() == 2:
-        _row_product(x, w, bias, out)
-        return out
-    rows = out.numel() // out.shape[-1] if out.shape[-1] else 0
-    flat_x, flat_out = _rows(x, rows), _rows(out, rows)
-    if flat_x is not None and flat_out is not None:
-        _row_product(flat_x, w, bias, flat_out)
-        return out
-    for part, into in zip(x.unbind(0), out.unbind(0), strict=True):
-        linear(part, weight, bias, out=into)
+    for rows, into in _blocks(x, out):
+        flat = _rows(into, rows.shape[0])
+        if flat is not None:
+            _row_product(rows, w, bias, flat)
+        else:
+            made = torch.mm(rows, w) if bias is None else torch.addmm(bias, rows, w)
+            into.copy_(made.view(into.shape))
     return out
+
+
+def linear_add(added: Tensor, x: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
+    """`added` + `x` `weight`ᵀ, with `added` and `out` [..., N]; these may be one tensor."""
+    w = weight.t()
+    for rows, into, more in _blocks(x, out, added):
+        flat, flat_more = _rows(into, rows.shape[0]), _rows(more, rows.shape[0])
+        if flat is not None and flat_more is not None:
+            torch.addmm(flat_more, rows, w, out=flat)
+        else:
+            torch.add(more, torch.mm(rows, w).view(into.shape), out=into)
+    return out
+
+
+def _blocks(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """`x` as rows, all at once or, where they or those of `others` do not lie together, in blocks
+    that are copied; with the matching parts of `others`."""
+    if x.dim() < 2:
+        yield x.unsqueeze(0), *(t.unsqueeze(0) for t in others)
+        return
+    count = x.shape[:-1].numel()
+    flat = _rows(x, count)
+    if flat is not None and all(_rows(t, count) is not None for t in others):
+        yield flat, *others
+        return
+    widest = max(t.shape[-1] for t in (x, *others))
+    each = x.shape[1:-1].numel() * widest * x.element_size()
+    if each > ROWS_BLOCK or x.shape[0] == 1:
+        for parts in zip(*(t.unbind(0) for t in (x, *others)), strict=True):
+            yield from _blocks(*parts)
+        return
+    step = max(1, ROWS_BLOCK // max(each, 1))
+    for parts in zip(*(t.split(step) for t in (x, *others)), strict=True):
+        yield parts[0].reshape(-1, x.shape[-1]), *parts[1:]
 
 
 def _rows(x: Tensor, rows: int) -> Tensor | None:

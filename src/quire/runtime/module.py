@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from quire.capture.program import Program
+from quire.capture.program import Program, leaf_paths
 from quire.errors import InputError
 from quire.plan.plan import Plan
 
@@ -28,7 +29,8 @@ class ChunkedModule(nn.Module):
     gradients. `part_sizes` gives the part of each region for given values of the program's length
     symbols; it is asked once per combination of lengths.
 
-    Raises InputError if the inputs' structure, dtypes or sizes are not those it was made for.
+    Raises InputError if the inputs' structure, dtypes or sizes are not those it was made for, and
+    if its weights are to change their dtype: the code allocates what it was planned for.
     """
 
     def __init__(self, program: Program, plan: Plan, source: str, part_sizes: PartSizes) -> None:
@@ -61,6 +63,20 @@ class ChunkedModule(nn.Module):
             results = self._forward(weights, parts, *tensors)
         return pytree.tree_unflatten(results, self._out_spec)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """Moves to other devices; refuses other dtypes, before anything has changed."""
+        for name, (owner, key) in self._weights.items():
+            weight = getattr(owner, key)
+            dtype = fn(torch.empty(0, dtype=weight.dtype, device=weight.device)).dtype
+            if dtype != weight.dtype:
+                raise InputError(
+                    f"{name} would become {dtype}",
+                    where=name,
+                    allowed=f"{weight.dtype}, which it was compiled for; any device",
+                    fix=f"chunk the model in that dtype: quire.chunk(model.to({dtype}), …)",
+                )
+        return super()._apply(fn, recurse)
+
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
         """The tensors among the inputs, in the order of the emitted function's parameters."""
         keywords = self._in_spec.child(1).context
@@ -69,7 +85,7 @@ class ChunkedModule(nn.Module):
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if spec != self._in_spec:
             raise InputError(
-                f"called with {_structure(args, kwargs)}",
+                f"called with {_structure(args, kwargs)}{_amiss(args, kwargs, self._leaf_paths)}",
                 allowed="the arguments it was compiled for: " + ", ".join(self._leaf_paths),
                 fix="pass the same positional and keyword arguments as to quire.chunk",
             )
@@ -139,6 +155,28 @@ def _structure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         f"{k}={type(v).__name__}" for k, v in kwargs.items()
     ]
     return f"({', '.join(words)})"
+
+
+def _amiss(args: tuple[Any, ...], kwargs: dict[str, Any], wanted: tuple[str, ...]) -> str:
+    """Which arguments are missing and which are not known, in words."""
+    try:
+        given = leaf_paths((args, kwargs))
+    except ValueError:
+        return ""
+    words = []
+    for verdict, ours, others in (("missing", wanted, given), ("not taken", given, wanted)):
+        heads = {_head(path) for path in others}
+        # An argument that is lacking as a whole is named as a whole.
+        lacking = [p if _head(p) in heads else _head(p) for p in ours if p not in others]
+        if lacking:
+            words.append(f"{verdict}: {', '.join(dict.fromkeys(lacking))}")
+    return f"; {'; '.join(words)}" if words else ""
+
+
+def _head(path: str) -> str:
+    """`mask` of `mask['a'][0]`, `args[1]` of `args[1]['k']`."""
+    found = re.match(r"args\[\d+\]|[^\[.]+", path)
+    return found[0] if found else path
 
 
 def _attach(root: nn.Module, target: str, tensor: torch.Tensor) -> tuple[nn.Module, str]:

@@ -1,0 +1,155 @@
+"""The laws that the normal form of terms rests on, as objects: they render the documents and give
+the obligations that the solvers discharge. An axiom has no obligation: it is trusted by name.
+
+A fold F of f over [0, n) is given by F(0) = unit and F(n + 1) = F(n) ∘ f(n); an induction has a
+base and a step, both free of quantifiers.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen
+class Law:
+    """`statement` for people. `obligations` are SMT-LIB texts, each unsatisfiable if it holds."""
+
+    name: str
+    statement: str
+    obligations: tuple[str, ...] = ()
+
+    @property
+    def axiom(self) -> bool:
+        return not self.obligations
+
+
+def _real(names: str, facts: list[str], goal: str) -> str:
+    """`goal` from `facts` over reals: exactly the names given are unknown."""
+    declared = [f"(declare-const {n} Real)" for n in names.split()]
+    logic = "QF_NRA" if "(* " in " ".join([*facts, goal]) else "QF_LRA"
+    rows = [f"(set-logic {logic})", *declared, *(f"(assert {f})" for f in facts)]
+    return "\n".join([*rows, f"(assert (not {goal}))", "(check-sat)"]) + "\n"
+
+
+def _max(a: str, b: str) -> str:
+    return f"(ite (>= {a} {b}) {a} {b})"
+
+
+LAWS = (
+    Law(
+        "sum-split",
+        "Σ_{j<n} f(j) + Σ_{j<m} f(n+j) = Σ_{j<n+m} f(j), by induction on m",
+        (
+            _real("sn tm", ["(= tm 0.0)"], "(= (+ sn tm) sn)"),
+            _real(
+                "sn snm tm f s1 t1",
+                ["(= snm (+ sn tm))", "(= s1 (+ snm f))", "(= t1 (+ tm f))"],
+                "(= s1 (+ sn t1))",
+            ),
+        ),
+    ),
+    Law(
+        "max-split",
+        "max(max_{j<n} f(j), max_{j<m} f(n+j)) = max_{j<n+m} f(j) for n, m ≥ 1, by induction on m",
+        (
+            _real("a f", [], f"(= {_max('a', 'f')} {_max('a', 'f')})"),
+            _real(
+                "a b t f b1 t1",
+                [f"(= b {_max('a', 't')})", f"(= b1 {_max('b', 'f')})", f"(= t1 {_max('t', 'f')})"],
+                f"(= b1 {_max('a', 't1')})",
+            ),
+        ),
+    ),
+    Law(
+        "sum-linear",
+        "Σ c·f(j) = c·Σ f(j) for c free of j, by induction on the range",
+        (
+            _real("c", [], "(= (* c 0.0) 0.0)"),
+            _real(
+                "c s t f s1 t1",
+                ["(= s (* c t))", "(= s1 (+ s (* c f)))", "(= t1 (+ t f))"],
+                "(= s1 (* c t1))",
+            ),
+        ),
+    ),
+    Law(
+        "guard-range",
+        "Σ_{j<n} [j<k]·f(j) = Σ_{j<k} f(j) for 0 ≤ k ≤ n, by induction on n from k",
+        (
+            _real("s", [], "(= s s)"),
+            _real("s t f s1", ["(= s t)", "(= s1 (+ s (* 0.0 f)))"], "(= s1 t)"),
+        ),
+    ),
+    Law(
+        "softmax-shift",
+        "exp(xᵢ−m)/Σ exp(xⱼ−m) = exp(xᵢ)/Σ exp(xⱼ) for every m: the running maximum of an "
+        "online softmax cancels",
+        (
+            _real(
+                "e s c",
+                ["(> s 0.0)", "(> c 0.0)"],
+                "(= (* (* e c) s) (* e (* s c)))",
+            ),
+        ),
+    ),
+    Law(
+        "online-step",
+        "l = c·Σ_{j<a}, l' = l·(c'/c) + c'·Σ_{a≤j<b}  ⇒  l' = c'·Σ_{j<b}, with c = exp(−m) > 0",
+        (
+            _real(
+                "c d r l s t l1",
+                ["(> c 0.0)", "(= (* r c) d)", "(= l (* c s))", "(= l1 (+ (* l r) (* d t)))"],
+                "(= l1 (* d (+ s t)))",
+            ),
+        ),
+    ),
+    Law(
+        "mean-split",
+        "mean over n+m = (n·mean over n + m·mean over m)/(n+m): from sum-split",
+        (
+            _real(
+                "s t n m a b",
+                ["(> n 0.0)", "(> m 0.0)", "(= (* a n) s)", "(= (* b m) t)"],
+                "(= (+ (* n a) (* m b)) (+ s t))",
+            ),
+        ),
+    ),
+    Law("exp-sum", "exp(a+b) = exp(a)·exp(b)"),
+    Law("exp-positive", "exp(a) > 0, and exp(−∞) = 0"),
+    Law(
+        "function",
+        "tanh, erf, rsqrt, sqrt, silu, gelu, sin, cos, log … are functions: equal arguments give "
+        "equal results, and nothing else is used of them",
+    ),
+    Law(
+        "row-function",
+        "topk, sort, argmax, cumprod … are functions of a whole row of their operand and of the "
+        "place asked for in it",
+    ),
+    Law(
+        "mask-minimum",
+        "a constant at or below the most negative float16 stands for −∞: a key masked by it has "
+        "weight 0, as it does in floats while scores stay bounded",
+    ),
+    Law("finite", "no input, weight or intermediate tensor holds a nan or an infinity"),
+    Law(
+        "in-range",
+        "indices that are data (token ids) lie within the tensor they index, as they must for the "
+        "original to run",
+    ),
+)
+
+AXIOMS = tuple(law for law in LAWS if law.axiom)
+LEMMAS = tuple(law for law in LAWS if not law.axiom)
+
+CLAIMS: list[dict[str, str]] = []
+"""Logs of condition claims being kept: SMT-LIB text → what it is for."""
+
+
+def render() -> str:
+    """The laws as Markdown, for docs/trusted.md."""
+    rows = ["Lemmas, each discharged by the solvers in every certificate:", ""]
+    rows += [f"- `{law.name}`: {law.statement}" for law in LEMMAS]
+    rows += ["", "Axioms, trusted:", ""]
+    rows += [f"- `{law.name}`: {law.statement}" for law in AXIOMS]
+    return "\n".join(rows)

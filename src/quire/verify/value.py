@@ -1,0 +1,383 @@
+"""Tensors as functions from indices to scalars, and views as maps of indices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import torch
+
+from quire.verify import term as t
+from quire.verify.decide import divmod_, prove
+from quire.verify.poly import ONE, ZERO, Poly, atom_of, index, poly, product
+from quire.verify.term import Term
+
+Index = Sequence[Poly]
+Shape = tuple[Poly, ...]
+
+
+class NoMeaning(Exception):
+    """The prover does not know an op, a kernel, or an argument of one."""
+
+
+class NotShown(Exception):
+    """A side condition that a meaning rests on could not be shown."""
+
+
+KINDS = {torch.bool: "bool"}
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    if dtype is torch.bool:
+        return "bool"
+    return "real" if dtype.is_floating_point or dtype.is_complex else "int"
+
+
+@attrs.frozen(eq=False)
+class Value:
+    """A tensor's elements: `scalar` over the canonical indices of `shape`; a Poly for integers."""
+
+    shape: Shape
+    dtype: torch.dtype
+    scalar: Any
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.dtype)
+
+    def at(self, idx: Index) -> Any:
+        """The element at `idx`."""
+        to = {}
+        for k, (size, i) in enumerate(zip(self.shape, idx, strict=True)):
+            own = index(k, size)
+            if own is not i:
+                to[atom_of(own)] = i
+        return t.substitute(self.scalar, to) if to else self.scalar
+
+    def real(self, idx: Index) -> Term:
+        return as_real(self.at(idx))
+
+    def int(self, idx: Index) -> Poly:
+        return as_int(self.at(idx))
+
+    def true(self, idx: Index) -> Term:
+        return as_bool(self.at(idx))
+
+    @property
+    def numel(self) -> Poly:
+        return product(self.shape)
+
+
+def as_real(x: Any) -> Term:
+    if isinstance(x, Poly):
+        return t.of_int(x)
+    if isinstance(x, bool):
+        return t.const(int(x))
+    if isinstance(x, int | float):
+        return number(x)
+    return t.ind(x) if x.bool else x
+
+
+def number(x: float) -> Term:
+    """A constant of a program. The most negative floats stand for −∞ (axiom `mask-minimum`)."""
+    if isinstance(x, float) and x <= torch.finfo(torch.float16).min:
+        return t.NINF
+    return t.const(x)
+
+
+def as_int(x: Any) -> Poly:
+    if isinstance(x, Poly):
+        return x
+    if isinstance(x, bool | int):
+        return poly(int(x))
+    if x.bool:
+        return t.ite(x, ONE, ZERO)
+    if x.op in ("int", "const"):
+        return t.int_of(x)
+    return t.int_of(t.make("trunc", x))
+
+
+def as_bool(x: Any) -> Term:
+    if isinstance(x, bool):
+        return t.TRUE if x else t.FALSE
+    if isinstance(x, Poly):
+        return t.not_(t.eq(x))
+    if isinstance(x, int | float):
+        return t.TRUE if x else t.FALSE
+    return x if x.bool else t.not_(t.compare("eq", x, t.ZERO_))
+
+
+def convert(x: Any, kind: str) -> Any:
+    return {"real": as_real, "int": as_int, "bool": as_bool}[kind](x)
+
+
+def indices(shape: Shape) -> list[Poly]:
+    return [index(k, size) for k, size in enumerate(shape)]
+
+
+def build(shape: Sequence[Any], dtype: torch.dtype, element: Callable[[list[Poly]], Any]) -> Value:
+    """The tensor whose element at `idx` is `element(idx)`."""
+    sizes = tuple(poly(s) for s in shape)
+    scalar = element(indices(sizes))
+    return Value(sizes, dtype, convert(scalar, kind_of(dtype)))
+
+
+def cut(name: str, shape: Sequence[Any], dtype: torch.dtype) -> Value:
+    """A tensor that is known by name only."""
+    kind = kind_of(dtype)
+
+    def element(idx: list[Poly]) -> Any:
+        x = t.read(name, idx, kind)
+        return t.int_of(x) if kind == "int" else x
+
+    return build(shape, dtype, element)
+
+
+def same_size(a: Poly, b: Poly, why: str) -> bool:
+    return a is b or prove(a - b, "=", why=why) or (
+        prove(a - b, why=why) and prove(b - a, why=why)
+    )
+
+
+def require(holds: bool, what: str) -> None:
+    if not holds:
+        raise NotShown(what)
+
+
+def broadcast(*shapes: Shape) -> Shape:
+    """The shape that torch broadcasts to."""
+    ndim = max((len(s) for s in shapes), default=0)
+    out: list[Poly] = []
+    for k in range(ndim):
+        size = ONE
+        for shape in shapes:
+            at = k - ndim + len(shape)
+            if at >= 0 and shape[at] is not ONE:
+                if size is not ONE:
+                    require(
+                        same_size(size, shape[at], "sizes agree"),
+                        f"sizes {size} and {shape[at]} of dim {k} do not agree",
+                    )
+                else:
+                    size = shape[at]
+        out.append(size)
+    return tuple(out)
+
+
+def spread(idx: Index, shape: Shape) -> list[Poly]:
+    """An index of a broadcast shape as one of `shape`."""
+    own = list(idx)[len(idx) - len(shape) :]
+    return [ZERO if size is ONE else i for i, size in zip(own, shape, strict=True)]
+
+
+# --- views -----------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class View:
+    """A map of indices. `forward` takes an index of the view to one of what is viewed, `back` the
+    other way with the condition under which there is one (None: nothing can be written through
+    it). Views of equal `key` of one tensor are one view."""
+
+    shape: Shape
+    forward: Callable[[Index], list[Poly]]
+    back: Callable[[Index], tuple[Term, list[Poly]]] | None
+    key: tuple[Any, ...]
+
+
+def narrow(shape: Shape, dim: int, lo: Any, length: Any) -> View:
+    lo, length = poly(lo), poly(length)
+    size = shape[dim]
+    require(prove(lo, why="bounds: start of a slice"), f"slice from {lo} starts before 0")
+    require(prove(length, why="bounds: length of a slice"), f"slice of negative length {length}")
+    require(
+        prove(size - lo - length, why="bounds: end of a slice"),
+        f"slice [{lo}, {lo + length}) leaves a dim of size {size}",
+    )
+    new = (*shape[:dim], length, *shape[dim + 1 :])
+
+    def forward(idx: Index) -> list[Poly]:
+        return [*idx[:dim], idx[dim] + lo, *idx[dim + 1 :]]
+
+    def back(idx: Index) -> tuple[Term, list[Poly]]:
+        i = idx[dim] - lo
+        return t.and_(t.ge(i), t.ge(length - 1 - i)), [*idx[:dim], i, *idx[dim + 1 :]]
+
+    return View(new, forward, back, ("narrow", dim, lo, length))
+
+
+def strided(shape: Shape, dim: int, lo: Poly, length: Poly, step: int) -> View:
+    """Every `step`-th index of `dim` from `lo`."""
+    if step == 1:
+        return narrow(shape, dim, lo, length)
+    new = (*shape[:dim], length, *shape[dim + 1 :])
+
+    def forward(idx: Index) -> list[Poly]:
+        return [*idx[:dim], idx[dim] * step + lo, *idx[dim + 1 :]]
+
+    return View(new, forward, None, ("strided", dim, lo, length, step))
+
+
+def permute(shape: Shape, order: Sequence[int]) -> View:
+    order = [d % len(shape) for d in order]
+
+    def forward(idx: Index) -> list[Poly]:
+        out = [ZERO] * len(order)
+        for i, d in zip(idx, order, strict=True):
+            out[d] = i
+        return out
+
+    def back(idx: Index) -> tuple[Term, list[Poly]]:
+        return t.TRUE, [idx[d] for d in order]
+
+    return View(tuple(shape[d] for d in order), forward, back, ("permute", *order))
+
+
+def select(shape: Shape, dim: int, at: Poly) -> View:
+    size = shape[dim]
+    if at.constant is not None and at.constant < 0:
+        at = at + size
+    require(prove(at, why="bounds: select"), f"select at {at}")
+    require(prove(size - 1 - at, why="bounds: select"), f"select at {at} of {size}")
+
+    def forward(idx: Index) -> list[Poly]:
+        return [*idx[:dim], at, *idx[dim:]]
+
+    def back(idx: Index) -> tuple[Term, list[Poly]]:
+        return t.eq(idx[dim] - at), [*idx[:dim], *idx[dim + 1 :]]
+
+    return View((*shape[:dim], *shape[dim + 1 :]), forward, back, ("select", dim, at))
+
+
+def insert(shape: Shape, dim: int) -> View:
+    def back(idx: Index) -> tuple[Term, list[Poly]]:
+        return t.TRUE, [*idx[:dim], ZERO, *idx[dim:]]
+
+    return View(
+        (*shape[:dim], ONE, *shape[dim:]),
+        lambda idx: [*idx[:dim], *idx[dim + 1 :]],
+        back,
+        ("insert", dim),
+    )
+
+
+def expand(shape: Shape, sizes: Sequence[Any]) -> View:
+    lead = len(sizes) - len(shape)
+    new: list[Poly] = []
+    for k, size in enumerate(sizes):
+        own = shape[k - lead] if k >= lead else ONE
+        size = own if isinstance(size, int) and size == -1 else poly(size)
+        if own is not ONE:
+            require(same_size(own, size, "expand"), f"expand of size {own} to {size}")
+        new.append(size if own is ONE else own)
+    shapes = tuple(new)
+
+    def forward(idx: Index) -> list[Poly]:
+        return spread(idx, shape)
+
+    return View(shapes, forward, None, ("expand", *shapes))
+
+
+def resolved(shape: Shape, sizes: Sequence[Any]) -> Shape:
+    """`sizes` of a reshape with a −1 filled in."""
+    total = product(shape)
+    if any(isinstance(s, int) and s == -1 for s in sizes):
+        known = product(poly(s) for s in sizes if not (isinstance(s, int) and s == -1))
+        rest, left = divmod_(total, known)
+        require(left is ZERO, f"{total} elements in rows of {known}")
+        return tuple(rest if isinstance(s, int) and s == -1 else poly(s) for s in sizes)
+    new = tuple(poly(s) for s in sizes)
+    require(
+        same_size(product(new), total, "reshape keeps the elements"),
+        f"reshape of {total} elements to {product(new)}",
+    )
+    return new
+
+
+def reshape(shape: Shape, sizes: Sequence[Any]) -> View:
+    new = resolved(shape, sizes)
+    groups = _groups(shape, new)
+
+    def forward(idx: Index) -> list[Poly]:
+        out: list[Poly] = []
+        for source, target in groups:
+            out += _unflatten(_flatten([idx[k] for k in target], [new[k] for k in target]),
+                              [shape[k] for k in source])  # fmt: skip
+        return out
+
+    def back(idx: Index) -> tuple[Term, list[Poly]]:
+        out: list[Poly] = []
+        for source, target in groups:
+            out += _unflatten(_flatten([idx[k] for k in source], [shape[k] for k in source]),
+                              [new[k] for k in target])  # fmt: skip
+        return t.TRUE, out
+
+    return View(new, forward, back, ("reshape", shape, new))
+
+
+def _groups(a: Shape, b: Shape) -> list[tuple[list[int], list[int]]]:
+    """Runs of dims of both shapes that hold as many elements."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(a) or j < len(b):
+        left, right = [i] if i < len(a) else [], [j] if j < len(b) else []
+        i, j = i + len(left), j + len(right)
+        if left and a[left[0]] is ONE and not (right and b[right[0]] is ONE):
+            j -= len(right)
+            groups.append((left, []))
+            continue
+        if right and b[right[0]] is ONE and not (left and a[left[0]] is ONE):
+            i -= len(left)
+            groups.append(([], right))
+            continue
+        while (p := product(a[k] for k in left)) is not (q := product(b[k] for k in right)):
+            grow_left = i < len(a) and (j >= len(b) or not _ends(q, p))
+            if grow_left:
+                left.append(i)
+                i += 1
+            elif j < len(b):
+                right.append(j)
+                j += 1
+            else:
+                break
+        groups.append((left, right))
+    return groups
+
+
+def _ends(q: Poly, p: Poly) -> bool:
+    """Whether the next dim is to be taken from q's side: p is larger."""
+    x, y = q.constant, p.constant
+    if x is not None and y is not None:
+        return x < y
+    return prove(p - q) and not prove(q - p)
+
+
+def _flatten(idx: Sequence[Poly], sizes: Sequence[Poly]) -> Poly:
+    flat = ZERO
+    for i, size in zip(idx, sizes, strict=True):
+        flat = flat * size + i
+    return flat
+
+
+def _unflatten(flat: Poly, sizes: Sequence[Poly]) -> list[Poly]:
+    out: list[Poly] = []
+    for k in reversed(range(len(sizes))):
+        if sizes[k] is ONE:
+            out.append(ZERO)
+        elif all(s is ONE for s in sizes[:k]):
+            out.append(flat)
+            flat = ZERO
+        else:
+            flat, i = divmod_(flat, sizes[k])
+            out.append(i)
+    return out[::-1]
+
+
+def through(value: Value, view: View) -> Value:
+    """`value` seen through a view."""
+    return build(view.shape, value.dtype, lambda idx: value.at(view.forward(idx)))
