@@ -113,25 +113,26 @@ def _cache(
     class Layer(CacheLayerMixin):
         def __init__(self, key: torch.Tensor, value: torch.Tensor, is_sliding: bool) -> None:
             super().__init__()
+            self._held = (key, value)
             self.keys, self.values, self.is_sliding = key, value, is_sliding
             self.is_initialized = True
 
         def lazy_initialization(self, *args: Any, **kwargs: Any) -> None: ...
 
         def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-            for cache, new in ((self.keys, key_states), (self.values, value_states)):
+            for cache, new in zip(self._held, (key_states, value_states), strict=True):
                 at = slot[:, None, None, None].expand(-1, cache.shape[1], 1, cache.shape[3])
                 cache.scatter_(2, at, new.to(cache.dtype))
-            return self.keys, self.values
+            return self._held
 
         def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-            return self.keys.shape[2], 0
+            return self._held[0].shape[2], 0
 
         def get_seq_length(self) -> Any:
             return slot
 
         def get_max_length(self) -> int:
-            return self.keys.shape[2]
+            return self._held[0].shape[2]
 
     return Cache(layers=[Layer(*kv) for kv in zip(keys, values, sliding, strict=True)])
 
@@ -225,4 +226,5 @@ def _cache_shapes(model: Any) -> list[tuple[int, int, int]]:
             allowed="models whose state is keys and values",
             fix="quire.chunk takes the model as it is",
         )
-    return [(la.keys.shape[1], la.keys.shape[3], la.values.shape[3]) for la in found.layers]
+    kept: list[Any] = list(found.layers)
+    return [(la.keys.shape[1], la.keys.shape[3], la.values.shape[3]) for la in kept]

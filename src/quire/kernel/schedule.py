@@ -12,6 +12,7 @@ through a growing chain.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import attrs
 import sympy
@@ -151,7 +152,7 @@ class _Planner:
         total: Size = 1
         for s in sizes:
             total = total * s
-        return total if isinstance(total, int) else int(total.xreplace(dict(self.sizes)))
+        return total if isinstance(total, int) else int(cast(Any, total.xreplace(dict(self.sizes))))
 
     # --- phases ------------------------------------------------------------------------------
 

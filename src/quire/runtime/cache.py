@@ -67,7 +67,7 @@ class SlotCache(Cache):
             )
             for k, v, s in zip(step.key_shapes, step.value_shapes, sliding, strict=True)
         ]
-        super().__init__(layers=layers)
+        super().__init__(layers=list(layers))
         self.max_length = step.max_length
         self.lengths: torch.Tensor | None = None
 

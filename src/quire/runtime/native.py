@@ -62,8 +62,8 @@ class NativeKernel:
         self._fill()
 
     def _start(self) -> None:
-        self._team = self._lib.quire_team(self.threads, self._watchdog)
-        weakref.finalize(self, _end, self._lib, self._team, os.getpid())
+        team = self._team = int(self._lib.quire_team(self.threads, self._watchdog))
+        weakref.finalize(self, _end, self._lib, team, os.getpid())
 
     def _fill(self) -> None:
         base = _aligned(self._arena)

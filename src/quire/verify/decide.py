@@ -209,7 +209,9 @@ def _quotients(p: Poly, n: Poly) -> list[tuple[Poly, Poly]]:
             left = list(mono)
             if scale == 0 or any(x not in left or left.remove(x) for x in lead):
                 continue
-            if c % scale == 0 or (len(n.terms) == 1 and (c // scale)):
+            if c % scale == 0:
+                q[tuple(left)] = q.get(tuple(left), 0) + c // scale
+            elif len(n.terms) == 1 and (c // scale):
                 q[tuple(left)] = q.get(tuple(left), 0) + c // scale
         quotient = Poly.of(q)
         found.append((quotient, p - quotient * n))

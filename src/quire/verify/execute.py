@@ -245,7 +245,9 @@ def _apart(a: Tensor, b: Tensor) -> bool:
     """Whether two views of one storage share no element."""
     if any(s.back is None for s in b.steps):
         return False
-    probe = [t.variable(f"u{k}", [0], [size - 1]) for k, size in enumerate(a.sizes)]
+    probe = [
+        t.variable(f"u{k}", [0], [size - 1]) for k, size in enumerate(a.sizes)
+    ]
     return b.back(a.forward(probe))[0] is t.FALSE
 
 
@@ -301,9 +303,7 @@ class Torch:
         sizes = sizes if isinstance(sizes, list | tuple) else [sizes]
         return Proxy(empty(tuple(map(plain, sizes)), dtype or torch.float32, "a new buffer"))
 
-    def empty_strided(
-        self, shape: Any, stride: Any, dtype: Any = None, device: Any = None
-    ) -> Proxy:
+    def empty_strided(self, shape: Any, stride: Any, dtype: Any = None, device: Any = None) -> Proxy:
         return self.empty(shape, dtype=dtype)
 
     def empty_like(self, x: Proxy) -> Proxy:
@@ -319,7 +319,9 @@ class Torch:
         return Namespace(packet)
 
 
-def part(x: Proxy, dim: int, lo: Any, hi: Any, outer: Any = 1, fill: float | None = None) -> Proxy:
+def part(
+    x: Proxy, dim: int, lo: Any, hi: Any, outer: Any = 1, fill: float | None = None
+) -> Proxy:
     """`kernels.part`: the indices `[lo, hi)` of `dim`, in each of its `outer` blocks; what lies
     outside is `fill`, or cut off."""
     dim = dim % x.tensor.ndim
@@ -380,9 +382,7 @@ class Kernels:
     put = staticmethod(put)
     cut = staticmethod(cut)
 
-    def softmax(
-        self, x: Proxy, dim: int, half: Any = None, *, dtype: Any = None, out: Proxy
-    ) -> Any:
+    def softmax(self, x: Proxy, dim: int, half: Any = None, *, dtype: Any = None, out: Proxy) -> Any:
         return call(torch.ops.aten.softmax.int, (x, dim), {"out": out})
 
     def copy(self, x: Proxy, *, out: Proxy, **_: Any) -> Any:

@@ -375,7 +375,9 @@ def mul(*items: tuple[Term, int]) -> Term:
         return kept[0][0]
     if len(kept) == 1 and kept[0][1] == 1 and kept[0][0].op in ("add", "int"):
         inner = kept[0][0]
-        if inner.op == "int" or all((c * coefficient).denominator == 1 for _, c in inner.args[1]):
+        if inner.op == "int" or all(
+            (c * coefficient).denominator == 1 for _, c in inner.args[1]
+        ):
             return add((coefficient, inner))
     kept.sort(key=lambda item: item[0].id)
     return make("mul", coefficient, tuple(kept))

@@ -121,7 +121,7 @@ def convolution(low: Lowering, op: Op) -> Tensor:
         over = [low.var(s, "k") for s in weight.shape[1:]]
         channel: Expr = over[0]
         if groups > 1:
-            channel = ix.add(ix.mul(ix.div(o, per_group), Num(weight.shape[1])), channel)
+            channel = ix.add(ix.mul(ix.div(o, per_group), Num(int(weight.shape[1]))), channel)
         inside: Expr = Num(True)
         spot: list[Expr] = []
         for k in range(rank):

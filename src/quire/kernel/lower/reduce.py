@@ -71,7 +71,7 @@ def mean(low: Lowering, source: Tensor, dims: Sequence[int], *, keep: bool) -> T
 @rule("any.dims all.default all.dim all.dims")
 def reduction(low: Lowering, op: Op) -> Tensor:
     name = op.target._schema.name.removeprefix("aten::")
-    monoid = {"amax": "max", "amin": "min", "any": "or", "all": "and"}.get(name, name)
+    monoid: str = {"amax": "max", "amin": "min", "any": "or", "all": "and"}.get(name) or name
     source = low.tensor(op["self"])
     dims = _dims(op.get("dim"), source.ndim)
     if monoid in ("or", "and"):
