@@ -109,7 +109,7 @@ def test_streams(pair, capsys):
 
 @pytest.mark.parametrize(
     "options, found",
-    [(dict(max_new_tokens=300), "309 tokens"), (dict(max_new_tokens=4, num_beams=4), "8 rows")],
+    [(dict(max_new_tokens=300), "308 tokens"), (dict(max_new_tokens=4, num_beams=4), "8 rows")],
 )
 def test_what_does_not_fit_is_refused_before_it_starts(pair, options, found):
     model, fast = pair
