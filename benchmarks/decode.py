@@ -6,8 +6,8 @@
 
 Seeded random weights. Each sample reads the weights' number of bytes with all threads (a sum, the
 read part of STREAM) and then times three steps, the last of which counts; the figures are medians.
-`share` is the bytes of weights and live keys and values a second over that bandwidth. With `--eager`
-the model's own step with transformers' static cache is timed as well.
+`share` is the bytes of weights and live keys and values a second over that bandwidth. With
+`--eager` the model's own step with transformers' static cache is timed as well.
 """
 
 from __future__ import annotations

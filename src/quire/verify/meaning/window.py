@@ -80,7 +80,9 @@ def convolution(
     transposed: bool, output_padding: Any, groups: int,
 ) -> Value:  # fmt: skip
     if transposed:
-        return conv_transpose(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return conv_transpose(
+            input, weight, bias, stride, padding, output_padding, groups, dilation
+        )
     return conv(input, weight, bias, stride, padding, dilation, groups)
 
 
