@@ -155,7 +155,7 @@ def _word(node: ast.AST) -> str:
 
 
 def _const(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) or isinstance(node, ast.UnaryOp)
+    return isinstance(node, (ast.Constant, ast.UnaryOp))
 
 
 def _put(args: list[ast.expr], k: int, text: str) -> Edit:

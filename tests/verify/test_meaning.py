@@ -47,7 +47,19 @@ def rand(*shape: int) -> torch.Tensor:
 sizes = st.integers(1, 4)
 some = settings(max_examples=12, deadline=None, derandomize=True)
 
-UNARY = ["tanh", "sin", "cos", "exp", "rsqrt", "sqrt", "neg", "relu", "abs", "reciprocal", "sigmoid"]
+UNARY = [
+    "tanh",
+    "sin",
+    "cos",
+    "exp",
+    "rsqrt",
+    "sqrt",
+    "neg",
+    "relu",
+    "abs",
+    "reciprocal",
+    "sigmoid",
+]
 
 
 @pytest.mark.parametrize("name", UNARY)
@@ -169,10 +181,21 @@ def test_gathers(a: int, b: int, n: int) -> None:
 )  # fmt: skip
 def test_windows(h: int, k: int, s: int, p: int, groups: int) -> None:
     x = rand(1, 2, h, 4)
-    agrees(aten.conv2d.default, x, rand(2, 2 // groups, k, 2), rand(2), [s, 1], [p, 1], [1, 1], groups)
+    agrees(
+        aten.conv2d.default, x, rand(2, 2 // groups, k, 2), rand(2), [s, 1], [p, 1], [1, 1], groups
+    )
     weight = rand(2, 2 // groups, k, 2)
     if k > p:
-        agrees(aten.conv_transpose2d.input, x, weight, rand(2 // groups * groups), [s, 1], [p, 0], [0, 0], groups)
+        agrees(
+            aten.conv_transpose2d.input,
+            x,
+            weight,
+            rand(2 // groups * groups),
+            [s, 1],
+            [p, 0],
+            [0, 0],
+            groups,
+        )
     agrees(aten.avg_pool2d.default, x, [2, 2], [s, 1], [p, 0])
     agrees(aten.max_pool2d.default, x, [2, 2], [s, 1], [p, 0])
     agrees(aten.upsample_nearest2d.vec, x, None, [2.0, 2.0])

@@ -192,10 +192,12 @@ class FusedCausalLM(nn.Module, GenerationMixin):
         max_cache_length: int,
     ) -> None:
         if max_cache_length > self.max_length:
+            # The last token of a request is not cached.
+            asked = max(generation_config.max_length or 0, max_cache_length)
             raise InputError(
-                f"a request of {max_cache_length} tokens",
+                f"a request of {asked} tokens",
                 allowed=f"max_length={self.max_length} tokens, prompt and continuation",
-                fix=f"quire.fuse(model, max_length={max_cache_length}), or a lower max_new_tokens",
+                fix=f"quire.fuse(model, max_length={asked}), or a lower max_new_tokens",
             )
         if model_kwargs.get("past_key_values") is not None:
             return

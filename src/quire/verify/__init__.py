@@ -1,1 +1,1 @@
-"""Proof that what runs is what was asked for: see docs/proof.md."""
+"""Proof that what runs is what was asked for."""

@@ -83,8 +83,10 @@ class Applied:
 
     def _statement(self, statement: ast.stmt, scope: dict[str, Any]) -> None:
         text = ast.unparse(statement)
-        if isinstance(statement, ast.Return):
-            self._outputs(eval(compile(ast.Expression(statement.value), "<emitted>", "eval"), scope))
+        if isinstance(statement, ast.Return) and statement.value is not None:
+            self._outputs(
+                eval(compile(ast.Expression(statement.value), "<emitted>", "eval"), scope)
+            )
             return
         if isinstance(statement, ast.Delete):
             exec(compile(ast.Module([statement], []), "<emitted>", "exec"), scope)

@@ -105,9 +105,7 @@ def verify(path: str | Path, solver: str = "z3", *, seconds: float = 10.0) -> Ce
     bad = [c for c in claims if c.smt2 and c.verdict != "proved"]
     if bad and verdict == "proved":
         verdict, reason = "unknown", f"{bad[0].id}: {bad[0].reason}"
-    return attrs.evolve(
-        found, claims=tuple(claims), solvers=used, verdict=verdict, reason=reason
-    )
+    return attrs.evolve(found, claims=tuple(claims), solvers=used, verdict=verdict, reason=reason)
 
 
 def _answered(claim: Claim, solver: str, answer: str) -> Claim:
@@ -120,9 +118,7 @@ def program_hash(program: Program) -> str:
     """SHA-256 over the graph: every node's name, op, arguments and facts."""
     rows = []
     for node in program.graph.nodes:
-        facts = [
-            (str(i.shape), str(i.dtype)) for i in program.infos.get(node, ())
-        ]
+        facts = [(str(i.shape), str(i.dtype)) for i in program.infos.get(node, ())]
         rows.append((node.name, node.op, str(node.target), str(node.args), str(node.kwargs), facts))
     rows.append([(i.node.name, i.kind, i.target) for i in program.inputs])
     rows.append([(str(s.name), s.lo, s.hi) for s in program.symbols])

@@ -21,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 def solve(texts: Sequence[str], solver: str, *, seconds: float = 10.0) -> list[str]:
-    """"unsat", "sat" or "unknown (why)" for each text.
+    """ "unsat", "sat" or "unknown (why)" for each text.
 
     One process per run of texts; one that overruns its time is ended and the rest go to a new one.
     """

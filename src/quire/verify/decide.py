@@ -161,15 +161,15 @@ def _bounded(p: Poly, a: Poly, b: Poly) -> Poly:
     if x.kind == "min" and not x.lower:
         near = [poly(y) + k for y in sorted(a.free | b.free, key=lambda y: -y.id) for k in (1, 0)]
         for low in [*near, poly(1), ZERO]:
-            if x not in low.free and quick(a - low) and quick(b - low):
-                if prove(a - low, why="bound") and prove(b - low, why="bound"):
-                    x.lower.append(low)
+            likely = x not in low.free and quick(a - low) and quick(b - low)
+            if likely and prove(a - low, why="bound") and prove(b - low, why="bound"):
+                x.lower.append(low)
     if x.kind == "max" and not x.upper:
         near = [poly(y) - k for y in sorted(a.free | b.free, key=lambda y: -y.id) for k in (1, 0)]
         for high in near:
-            if x not in high.free and quick(high - a) and quick(high - b):
-                if prove(high - a, why="bound") and prove(high - b, why="bound"):
-                    x.upper.append(high)
+            likely = x not in high.free and quick(high - a) and quick(high - b)
+            if likely and prove(high - a, why="bound") and prove(high - b, why="bound"):
+                x.upper.append(high)
     return p
 
 
@@ -209,17 +209,15 @@ def _quotients(p: Poly, n: Poly) -> list[tuple[Poly, Poly]]:
             left = list(mono)
             if scale == 0 or any(x not in left or left.remove(x) for x in lead):
                 continue
-            if c % scale == 0:
-                q[tuple(left)] = q.get(tuple(left), 0) + c // scale
-            elif len(n.terms) == 1 and (c // scale):
+            if c % scale == 0 or (len(n.terms) == 1 and (c // scale)):
                 q[tuple(left)] = q.get(tuple(left), 0) + c // scale
         quotient = Poly.of(q)
         found.append((quotient, p - quotient * n))
     # A constant part of more than one divisor, as in (i + 5) div 4.
     more = []
-    for q, r in found:
+    for whole, r in found:
         for shift in (1, -1):
-            more.append((q + shift, r - shift * n))
+            more.append((whole + shift, r - shift * n))
     return found + more
 
 

@@ -94,7 +94,7 @@ class Int:
         return _decided(plain(other) - self.poly - 1)
 
     def __bool__(self) -> bool:
-        return not self == 0
+        return not self == 0  # noqa: SIM201  (`!=` asks for the truth of this)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -245,9 +245,7 @@ def _apart(a: Tensor, b: Tensor) -> bool:
     """Whether two views of one storage share no element."""
     if any(s.back is None for s in b.steps):
         return False
-    probe = [
-        t.variable(f"u{k}", [0], [size - 1]) for k, size in enumerate(a.sizes)
-    ]
+    probe = [t.variable(f"u{k}", [0], [size - 1]) for k, size in enumerate(a.sizes)]
     return b.back(a.forward(probe))[0] is t.FALSE
 
 
@@ -303,7 +301,9 @@ class Torch:
         sizes = sizes if isinstance(sizes, list | tuple) else [sizes]
         return Proxy(empty(tuple(map(plain, sizes)), dtype or torch.float32, "a new buffer"))
 
-    def empty_strided(self, shape: Any, stride: Any, dtype: Any = None, device: Any = None) -> Proxy:
+    def empty_strided(
+        self, shape: Any, stride: Any, dtype: Any = None, device: Any = None
+    ) -> Proxy:
         return self.empty(shape, dtype=dtype)
 
     def empty_like(self, x: Proxy) -> Proxy:
@@ -319,9 +319,7 @@ class Torch:
         return Namespace(packet)
 
 
-def part(
-    x: Proxy, dim: int, lo: Any, hi: Any, outer: Any = 1, fill: float | None = None
-) -> Proxy:
+def part(x: Proxy, dim: int, lo: Any, hi: Any, outer: Any = 1, fill: float | None = None) -> Proxy:
     """`kernels.part`: the indices `[lo, hi)` of `dim`, in each of its `outer` blocks; what lies
     outside is `fill`, or cut off."""
     dim = dim % x.tensor.ndim
@@ -382,7 +380,9 @@ class Kernels:
     put = staticmethod(put)
     cut = staticmethod(cut)
 
-    def softmax(self, x: Proxy, dim: int, half: Any = None, *, dtype: Any = None, out: Proxy) -> Any:
+    def softmax(
+        self, x: Proxy, dim: int, half: Any = None, *, dtype: Any = None, out: Proxy
+    ) -> Any:
         return call(torch.ops.aten.softmax.int, (x, dim), {"out": out})
 
     def copy(self, x: Proxy, *, out: Proxy, **_: Any) -> Any:

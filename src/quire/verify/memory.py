@@ -168,9 +168,7 @@ class Tensor:
         older = Held(None, "hidden") if self.key == () else content
         if isinstance(content, Write) and content.key == self.key:
             older = content.older
-        self.storage.content = Write(
-            self.key, self.sizes, self.forward, self.back, stored, older
-        )
+        self.storage.content = Write(self.key, self.sizes, self.forward, self.back, stored, older)
 
 
 def _spread(value: Value, idx: Index) -> Any:

@@ -14,7 +14,7 @@ _answers: dict[str, str] = {}
 
 
 def z3_says(text: str, seconds: float = SECONDS) -> str:
-    """"unsat", "sat", or "unknown"."""
+    """ "unsat", "sat", or "unknown"."""
     found = _answers.get(text)
     if found is None:
         solver = z3.Solver()

@@ -10,6 +10,7 @@ The laws applied on the way are those of `laws.py`, each by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any, cast
@@ -50,10 +51,7 @@ def make(op: str, *args: Any) -> Term:
         frees, height = [], 0
         for a in _flat(args):
             frees.append(a.free)
-            if isinstance(a, Term):
-                height = max(height, a.height)
-            else:
-                height = max(height, _poly_height(a))
+            height = max(height, a.height) if isinstance(a, Term) else max(height, _poly_height(a))
         found.free = frozenset().union(*frees)
         if op in BINDERS:
             height += 1
@@ -86,7 +84,7 @@ NINF, PINF, NAN = make("ninf"), make("pinf"), make("nan")
 
 def const(value: Any) -> Term:
     if isinstance(value, float):
-        if value != value:
+        if math.isnan(value):
             return NAN
         if value in (float("inf"), float("-inf")):
             return PINF if value > 0 else NINF
@@ -234,10 +232,11 @@ def ite(c: Term, x: Any, y: Any) -> Any:
         return y
     if isinstance(x, Poly) and isinstance(y, Poly):
         return int_of(make("ite", c, of_int(x), of_int(y)))
-    if x.bool:
-        return or_(and_(c, x), and_(not_(c), y))
-    if y is ZERO_ and x not in (NINF, PINF, NAN):
-        return mul((x, 1), (ind(c), 1))
+    one: Any = x
+    if one.bool:
+        return or_(and_(c, one), and_(not_(c), y))
+    if y is ZERO_ and one not in (NINF, PINF, NAN):
+        return mul((one, 1), (ind(c), 1))
     if x is ZERO_ and y not in (NINF, PINF, NAN):
         return mul((y, 1), (ind(not_(c)), 1))
     negated = not_(c)
@@ -375,9 +374,7 @@ def mul(*items: tuple[Term, int]) -> Term:
         return kept[0][0]
     if len(kept) == 1 and kept[0][1] == 1 and kept[0][0].op in ("add", "int"):
         inner = kept[0][0]
-        if inner.op == "int" or all(
-            (c * coefficient).denominator == 1 for _, c in inner.args[1]
-        ):
+        if inner.op == "int" or all((c * coefficient).denominator == 1 for _, c in inner.args[1]):
             return add((coefficient, inner))
     kept.sort(key=lambda item: item[0].id)
     return make("mul", coefficient, tuple(kept))
@@ -486,7 +483,7 @@ def _sum(size: Poly, body: Term, x: Atom) -> Term:
         return substitute(body, {x: ZERO})
     if x not in body.free:
         return mul((of_int(size), 1), (body, 1))
-    if body.op == "mul" or body.op == "ind":
+    if body.op in {"mul", "ind"}:
         c, factors = body.args if body.op == "mul" else (Fraction(1), ((body, 1),))
         out = [(t, k) for t, k in factors if x not in t.free]
         inside = [(t, k) for t, k in factors if x in t.free]

@@ -139,9 +139,7 @@ def cut(name: str, shape: Sequence[Any], dtype: torch.dtype) -> Value:
 
 
 def same_size(a: Poly, b: Poly, why: str) -> bool:
-    return a is b or prove(a - b, "=", why=why) or (
-        prove(a - b, why=why) and prove(b - a, why=why)
-    )
+    return a is b or prove(a - b, "=", why=why) or (prove(a - b, why=why) and prove(b - a, why=why))
 
 
 def require(holds: bool, what: str) -> None:

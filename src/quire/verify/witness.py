@@ -25,9 +25,7 @@ class Witness:
     script: str
 
 
-def search(
-    program: Program, source: str, *, seeds: int = 2, most: int = 1 << 27
-) -> Witness | None:
+def search(program: Program, source: str, *, seeds: int = 2, most: int = 1 << 27) -> Witness | None:
     """A run in which the applied program's outputs are not the original's; None if there was none
     among those tried, or a run would take more than `most` elements."""
     total = sum(
@@ -118,9 +116,7 @@ def _difference(g: Tensor, w: Tensor) -> str:
     return f"{(g.double() - w.double()).abs().max().item():.3g}"
 
 
-def _script(
-    program: Program, source: str, code: str, lengths: Any, part: int, seed: int
-) -> str:
+def _script(program: Program, source: str, code: str, lengths: Any, part: int, seed: int) -> str:
     """Both programs as text, run on the same seeded inputs; exits with an error if they differ."""
     rows = []
     for k, item in enumerate(program.inputs):

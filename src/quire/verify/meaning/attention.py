@@ -51,9 +51,7 @@ def additive(mask: Value) -> Value:
     """What a mask adds to the scores: 0 and −∞ for one of truth values."""
     if mask.kind != "bool":
         return mask
-    return build(
-        mask.shape, torch.float32, lambda idx: t.ite(mask.at(idx), t.ZERO_, t.NINF)
-    )
+    return build(mask.shape, torch.float32, lambda idx: t.ite(mask.at(idx), t.ZERO_, t.NINF))
 
 
 def _per_head(x: Value, query: Value) -> Value:

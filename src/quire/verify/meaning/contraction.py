@@ -68,9 +68,7 @@ def einsum(equation: str, tensors: Any, path: Any = None) -> Value:
             count = n - len(w) + 3
             return w.replace("...", hidden[most - count :] if count else "")
 
-        words = [
-            spell(w, x.ndim) if "..." in w else w for w, x in zip(words, tensors, strict=True)
-        ]
+        words = [spell(w, x.ndim) if "..." in w else w for w, x in zip(words, tensors, strict=True)]
         right = right.replace("...", hidden)
     if "->" not in equation:
         letters = "".join(words)

@@ -80,8 +80,11 @@ def arange(end: Any, start: Any = 0, step: Any = 1, dtype: Any = None, **_: Any)
             raise NoMeaning("arange with fractions")
     if not isinstance(step, int) or step == 0:
         raise NoMeaning("arange with a step that is not a constant")
-    length, _ = divmod_(poly(end) - poly(start) + (step - (1 if step > 0 else -1)), abs(step)) \
-        if step > 0 else divmod_(poly(start) - poly(end) + (-step - 1), -step)
+    length, _rest = (
+        divmod_(poly(end) - poly(start) + (step - (1 if step > 0 else -1)), abs(step))
+        if step > 0
+        else divmod_(poly(start) - poly(end) + (-step - 1), -step)
+    )
     return build([length], dtype or torch.int64, lambda idx: idx[0] * step + poly(start))
 
 

@@ -313,9 +313,7 @@ def or_(self: Any, other: Any) -> Value:
 @means("bitwise_xor", "logical_xor")
 def xor(self: Any, other: Any) -> Value:
     _truth(self, other)
-    return _logical(
-        lambda x, y: t.or_(t.and_(x, t.not_(y)), t.and_(t.not_(x), y)), self, other
-    )
+    return _logical(lambda x, y: t.or_(t.and_(x, t.not_(y)), t.and_(t.not_(x), y)), self, other)
 
 
 @means("logical_not", "bitwise_not")

@@ -68,9 +68,7 @@ def mean(self: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None)
 def extreme_over(op: str, sizes: list[Poly], body: Any) -> t.Term:
     if not sizes:
         return body([])
-    return t.bind(
-        op, sizes[0], lambda j: extreme_over(op, sizes[1:], lambda js: body([j, *js]))
-    )
+    return t.bind(op, sizes[0], lambda j: extreme_over(op, sizes[1:], lambda js: body([j, *js])))
 
 
 def _extreme(op: str) -> Any:
@@ -126,9 +124,7 @@ def _arg(op: str) -> Any:
             at = list(idx) if keepdim else [*idx[:d], ZERO, *idx[d:]]
             return t.int_of(row(f"arg{op}", self, d, at))
 
-        shape = [
-            ONE if k == d else s for k, s in enumerate(self.shape) if keepdim or k != d
-        ]
+        shape = [ONE if k == d else s for k, s in enumerate(self.shape) if keepdim or k != d]
         return build(shape, torch.int64, element)
 
     return f
@@ -198,9 +194,7 @@ def cumsum(self: Value, dim: int, dtype: Any = None) -> Value:
     d = dim_of(self, dim)
 
     def element(idx: list[Poly]) -> Any:
-        return t.bind(
-            "sum", idx[d] + 1, lambda j: self.real([*idx[:d], j, *idx[d + 1 :]])
-        )
+        return t.bind("sum", idx[d] + 1, lambda j: self.real([*idx[:d], j, *idx[d + 1 :]]))
 
     if not self.ndim:
         return self
@@ -277,7 +271,9 @@ means("std")(_variance(True))
 
 
 @means("linalg_vector_norm")
-def norm(self: Value, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+def norm(
+    self: Value, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Value:
     if ord != 2:
         raise NoMeaning(f"norm of order {ord}")
     total = sum_(times(self, self), dim, keepdim)

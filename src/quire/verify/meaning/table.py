@@ -70,7 +70,7 @@ def _fits(argument: Any, value: Any) -> bool:
     if isinstance(value, list | tuple):
         return "List" in kind
     if isinstance(value, int | float | Poly) and not isinstance(value, bool):
-        return "Tensor" not in kind or "Optional" not in kind and kind == "number"
+        return "Tensor" not in kind or ("Optional" not in kind and kind == "number")
     return True
 
 

@@ -100,9 +100,7 @@ def clipped(at: Any, size: Poly, otherwise: Poly) -> Poly:
 
 
 @views("slice", "slice_copy")
-def slice_(
-    self: Value, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1
-) -> View:
+def slice_(self: Value, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1) -> View:
     d = dim_of(self, dim)
     size = self.shape[d]
     lo = clipped(start, size, ZERO)
@@ -217,9 +215,7 @@ def repeat(self: Value, repeats: Any) -> Value:
 
 
 @means("repeat_interleave")
-def repeat_interleave(
-    self: Value, repeats: Any, dim: Any = None, output_size: Any = None
-) -> Value:
+def repeat_interleave(self: Value, repeats: Any, dim: Any = None, output_size: Any = None) -> Value:
     if dim is None or isinstance(repeats, Value):
         raise NoMeaning("repeat_interleave without a dim, or by a tensor")
     d = dim_of(self, dim)

@@ -80,7 +80,9 @@ def convolution(
     transposed: bool, output_padding: Any, groups: int,
 ) -> Value:  # fmt: skip
     if transposed:
-        return conv_transpose(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return conv_transpose(
+            input, weight, bias, stride, padding, output_padding, groups, dilation
+        )
     return conv(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -238,7 +240,7 @@ def _nearest(n: int) -> Callable[..., Value]:
                 raise NoMeaning("nearest resampling by a ratio that is no whole number")
             whole = [q.constant for q, _ in ratios]
         else:
-            whole = [int(f) for f in factors]
+            whole = [int(f) for f in factors or ()]
         if factors is not None and any(float(f) != w for f, w in zip(factors, whole, strict=True)):
             raise NoMeaning("nearest resampling by a ratio that is no whole number")
         shape = [s * w for s, w in zip(x.shape[-n:], whole, strict=True)]
@@ -263,9 +265,9 @@ def bilinear(
 ) -> Value:  # fmt: skip
     """A weighted mean of four neighbours; sizes must be known, as the weights follow from them."""
     x = input
-    sizes = [s.constant for s in x.shape[-2:]]
+    sizes: list[Any] = [s.constant for s in x.shape[-2:]]
     out = output_size or [int(s * f) for s, f in zip(sizes, scale_factors, strict=True)]
-    goal = [poly(o).constant for o in out]
+    goal: list[Any] = [poly(o).constant for o in out]
     if align_corners or any(v is None for v in (*sizes, *goal)):
         raise NoMeaning("bilinear resampling of symbolic sizes, or with align_corners")
 
