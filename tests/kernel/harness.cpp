@@ -51,9 +51,14 @@ extern "C" __attribute__((visibility("default"))) void attend(
 
 // Rounds of phases in which worker `sleeper` sleeps; 0 if all came through, else the report.
 extern "C" __attribute__((visibility("default"))) int team(
-    int workers, double limit, int phases, int sleeper, double seconds, int* counts, char* report) {
-    Team own(workers, limit);
-    auto body = [&](int worker) {
+    int workers, double limit, int phases, int sleeper, double seconds, int* counts_out,
+    char* report) {
+    const auto team = Team::start(workers, limit);
+    // A worker that hangs outlives this call: what it works on is shared with it.
+    const auto held = std::make_shared<std::vector<int>>(workers, 0);
+    auto body = [held, at = team.get(), workers, phases, sleeper, seconds](int worker) {
+        Team& own = *at;
+        std::vector<int>& counts = *held;
         for (int phase = 0; phase < phases; ++phase) {
             own.enter(worker, phase);
             if (worker == sleeper && phase == 3)
@@ -67,7 +72,9 @@ extern "C" __attribute__((visibility("default"))) int team(
             own.barrier(worker);
         }
     };
-    const bool good = own.run(body);
-    std::strncpy(report, own.report().c_str(), 999);
+    const bool good = team->run(body);
+    std::strncpy(report, team->report().c_str(), 999);
+    for (int t = 0; t < workers; ++t) counts_out[t] = (*held)[t];
+    team->stop();
     return good ? 0 : 1;
 }

@@ -1,8 +1,13 @@
 """The bound kernel: deterministic, and sound with threads, forks and neighbours."""
 
+import concurrent.futures
+import ctypes
+import gc
 import multiprocessing
 import shutil
+import time
 
+import attrs
 import pytest
 import torch
 
@@ -58,6 +63,47 @@ def test_a_fork_runs_with_threads_of_its_own(made):
     child.join(60)
     assert child.exitcode == 0
     assert queue.get() == want
+
+
+SLEEPER = """
+    if (q.share(0, 1, 2, 2, 1).lo == 1) std::this_thread::sleep_for(std::chrono::seconds(1));
+"""
+
+
+def _hang_and_drop_all(step, plan):
+    """A kernel whose second worker sleeps past the watchdog, in its phase of cache writes; then
+    everything that it works on is dropped, and it wakes up."""
+    ctypes.CDLL(None).mallopt(-3, 1024)  # M_MMAP_THRESHOLD: memory that is freed is gone at once
+    source = plan.source.replace("phase_1(q);", "{" + SLEEPER + "} phase_1(q);")
+    assert source != plan.source
+    plan = attrs.evolve(plan, rendered=attrs.evolve(plan.rendered, source=source))
+    slow = NativeKernel(plan, threads=2, watchdog=0.2, extra=FAST_BUILD)
+    with pytest.raises(QuireError, match="worker 1: phase 1, working"):
+        decode(step, slow, IDS, STARTS)
+    del slow
+    gc.collect()
+    time.sleep(2)
+
+
+def test_a_worker_that_wakes_up_after_the_watchdog_finds_its_memory(made):
+    step, kernel = made
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=_hang_and_drop_all, args=(step, kernel.plan))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
+def test_calls_from_several_threads_take_turns(made):
+    step, kernel = made
+    want = [decode(step, kernel, IDS[b : b + 1], STARTS[b : b + 1]) for b in range(3)]
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        runs = [
+            pool.submit(decode, step, kernel, IDS[b : b + 1], STARTS[b : b + 1])
+            for b in (0, 1, 2, 0, 1, 2)
+        ]
+        for b, run in enumerate(runs):
+            assert torch.equal(run.result(), want[b % 3])
 
 
 def test_compiled_once(made):

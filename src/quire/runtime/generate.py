@@ -118,12 +118,13 @@ class FusedCausalLM(nn.Module, GenerationMixin):
         inputs = [ids.reshape(rows, 1).contiguous(), cache.lengths, torch.zeros_like(cache.lengths)]
         pairs = cache.tensors()
         inputs += [k for k, _ in pairs] + [v for _, v in pairs]
-        for name, tensor in zip(self._names, inputs, strict=True):
-            self.kernel.bind(name, tensor)
         out = self.kernel.plan.lowered.outputs[0]
         logits = torch.empty(rows, int(out.shape[-1]), dtype=torch.float32)
-        self.kernel.bind(out.target, logits)
-        self.kernel.run([rows])
+        with self.kernel.turn:
+            for name, tensor in zip(self._names, inputs, strict=True):
+                self.kernel.bind(name, tensor)
+            self.kernel.bind(out.target, logits)
+            self.kernel.run([rows])
         cache.advance()
         return logits
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -26,7 +28,8 @@ class NativeKernel:
     """A compiled kernel.
 
     Weights are read where they lie in the program's state; those that are packed (quantised, or
-    stored with their rows apart) are copied once. Not safe to call from two threads at once.
+    stored with their rows apart) are copied once. Calls from several threads take turns; who uses
+    `bind` and `run` holds `turn` around both.
     """
 
     def __init__(
@@ -58,6 +61,10 @@ class NativeKernel:
         self._outside: dict[str, list[int]] = {}
         self._weights: dict[Any, torch.Tensor] = {}
         self._bound: dict[str, int] = {}
+        self._tensors: weakref.WeakValueDictionary[str, torch.Tensor] = (
+            weakref.WeakValueDictionary()
+        )
+        self._turn = (os.getpid(), threading.RLock())
         self.packed_bytes = 0
         self._fill()
 
@@ -103,9 +110,17 @@ class NativeKernel:
         """Bytes of weights that one call reads, experts that are not chosen included."""
         return sum(p.runs * p.weight_bytes for p in self.phases)
 
+    @property
+    def turn(self) -> AbstractContextManager[Any]:
+        """The lock of a call. A fork has its own: its parent's may be held by a thread it lacks."""
+        if self._turn[0] != os.getpid():
+            self._turn = (os.getpid(), threading.RLock())
+        return self._turn[1]
+
     def bind(self, name: str, tensor: torch.Tensor) -> None:
         """Use `tensor` as the input or output `name` of the calls to come. It is not kept alive."""
         pointer = tensor.data_ptr()
+        self._tensors[name] = tensor
         if self._bound.get(name) != pointer:
             self._bound[name] = pointer
             for k in self._outside.get(name, ()):
@@ -123,6 +138,7 @@ class NativeKernel:
             code = self._call()
         if code:
             report = self._lib.quire_report(self._team).decode()
+            _keep_for_good([self, *self._tensors.values()])
             raise QuireError(
                 f"the kernel hung: {report}",
                 fix="the machine may be suspended or far overloaded; build the kernel again",
@@ -143,6 +159,10 @@ class NativeKernel:
 
         Raises InputError for inputs of another shape or dtype than the program's.
         """
+        with self.turn:
+            return self._call_on(inputs)
+
+    def _call_on(self, inputs: Mapping[str, torch.Tensor]) -> list[Any]:
         program = self.plan.program
         env: dict[Any, int] = {}
         held = []
@@ -194,6 +214,11 @@ def _threads() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1
+
+
+def _keep_for_good(things: Any) -> None:
+    """Never free these: a worker that hung may wake up and go on with them."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(things))
 
 
 def _end(lib: Any, team: int, pid: int) -> None:

@@ -2,7 +2,8 @@
 //
 // Waiting: spin, then yield (bounded spinning keeps a loaded machine usable), and between calls
 // sleep. A wait that lasts longer than the watchdog's limit marks the call as failed, reports where
-// every worker stands, and lets the others leave: a hang becomes an error.
+// every worker stands, and lets the others leave: a hang becomes an error. The worker that hung may
+// wake up much later, so every thread shares in the ownership of the team and of its task.
 #pragma once
 
 #include <sched.h>
@@ -13,6 +14,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -42,16 +44,18 @@ struct Hung {};
 
 class Team {
 public:
-    Team(int size, double limit)
-        : size_(size), limit_(limit), places_(new Place[size]), pid_(getpid()) {
-        for (int t = 1; t < size; ++t) threads_.emplace_back([this, t] { serve(t); });
+    static std::shared_ptr<Team> start(int size, double limit) {
+        std::shared_ptr<Team> team(new Team(size, limit));
+        for (int t = 1; t < size; ++t)
+            team->threads_.emplace_back([team, t] { team->serve(t); });
+        return team;
     }
 
-    ~Team() {
+    // The owner's last word. A fork has no threads to join, and a hung one may never end: both are
+    // left alone, with the team that they share.
+    void stop() {
         if (pid_ != getpid() || failed_) {
-            // A fork has no threads to join; a hung one never ends.
             for (auto& t : threads_) t.detach();
-            (void)places_.release();
             return;
         }
         {
@@ -67,12 +71,11 @@ public:
     bool is_mine() const { return pid_ == getpid(); }
     const std::string& report() const { return report_; }
 
-    // body(worker) on every worker; true if all came through.
+    // body(worker) on every worker; true if all came through. Workers keep a copy of `body`.
     template <class Body>
-    bool run(Body& body) {
+    bool run(const Body& body) {
         if (failed_) return false;
-        task_ = [](void* b, int t) { (*static_cast<Body*>(b))(t); };
-        context_ = &body;
+        task_ = body;
         if (size_ > 1) {
             {
                 std::lock_guard<std::mutex> hold(mutex_);
@@ -81,7 +84,7 @@ public:
             if (sleepers_.load() > 0) wake_.notify_all();
         }
         try {
-            body(0);
+            task_(0);
             barrier(0);
         } catch (const Hung&) {
         }
@@ -105,6 +108,7 @@ public:
     // A sense-reversing barrier on one counter.
     void barrier(int worker) {
         if (size_ == 1) return;
+        if (failed_) throw Hung{};
         const unsigned round = round_.load(std::memory_order_acquire);
         places_[worker].waiting.store(1, std::memory_order_relaxed);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
@@ -117,6 +121,9 @@ public:
     }
 
 private:
+    Team(int size, double limit)
+        : size_(size), limit_(limit), places_(new Place[size]), pid_(getpid()) {}
+
     template <class Done>
     void wait(int, Done done) {
         for (int spin = 0; spin < 2000; ++spin) {
@@ -164,7 +171,7 @@ private:
             ++seen;
             if (stop_) return;
             try {
-                task_(context_, worker);
+                task_(worker);
                 barrier(worker);
             } catch (const Hung&) {
                 return;
@@ -185,8 +192,7 @@ private:
     std::atomic<int> sleepers_{0};
     std::atomic<bool> failed_{false};
     std::atomic<bool> stop_{false};
-    void (*task_)(void*, int) = nullptr;
-    void* context_ = nullptr;
+    std::function<void(int)> task_;
     std::string report_;
 #if defined(QUIRE_PROFILE)
     Clock::time_point entered_;
