@@ -1,22 +1,36 @@
 """Running a decode kernel over rows that stand at different positions."""
 
 import copy
+import functools
 
 import torch
 
 from quire.capture.decode import capture_decode
 from quire.kernel.compile import compile_program
 from quire.runtime.native import NativeKernel
+from tests.kernel.models import causal_lm
 
-FAST_BUILD = ("-O1",)
-"""Tests look at values: most compile with less optimisation, which takes half the time."""
+LENGTH, BATCH = 48, 4
 
 
-def kernel_of(model, *, length=48, batch=4, scheme="", threads=2, extra=FAST_BUILD, **options):
-    step = capture_decode(model, length, batch)
-    longest = {s.name: batch for s in step.program.symbols}
-    plan = compile_program(step.program, scheme, "test", longest)
-    return step, NativeKernel(plan, threads=threads, extra=extra, **options)
+@functools.cache
+def captured(name, dtype=torch.float32, **changes):
+    """A model and its decode step, which take seconds: made once, and not to be changed."""
+    model = causal_lm(name, dtype, **changes)
+    return model, capture_decode(model, LENGTH, BATCH)
+
+
+@functools.cache
+def planned(name, dtype=torch.float32, scheme="", **changes):
+    _, step = captured(name, dtype, **changes)
+    longest = {s.name: BATCH for s in step.program.symbols}
+    return compile_program(step.program, scheme, "test", longest)
+
+
+def kernel_of(name, dtype=torch.float32, scheme="", threads=2, **changes):
+    """A model, its decode step, and a kernel of it."""
+    plan = planned(name, dtype, scheme, **changes)
+    return *captured(name, dtype, **changes), NativeKernel(plan, threads=threads)
 
 
 def decode(step, kernel, ids, starts):

@@ -8,7 +8,7 @@ BASE = dict(
     vocab_size=320,
     hidden_size=64,
     intermediate_size=96,
-    num_hidden_layers=3,
+    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=512,
@@ -17,7 +17,7 @@ BASE = dict(
 WINDOW = dict(sliding_window=7)
 MOE = dict(num_experts_per_tok=2)
 GEMMA = dict(head_dim=32, query_pre_attn_scalar=24, **WINDOW)
-GPT2 = dict(vocab_size=320, n_embd=64, n_layer=3, n_head=4, n_positions=512, **NO_TOKENS)
+GPT2 = dict(vocab_size=320, n_embd=64, n_layer=2, n_head=4, n_positions=512, **NO_TOKENS)
 
 CONFIGS = {
     "llama": lambda: hf.LlamaConfig(**BASE),

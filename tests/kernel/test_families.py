@@ -8,10 +8,8 @@ error is allowed; in bfloat16 the kernel rounds only the cache and must be at le
 import pytest
 import torch
 
-from quire.capture.decode import capture_decode
-from quire.kernel.compile import compile_program
-from tests.kernel.decode import decode, exact_logits, kernel_of
-from tests.kernel.models import CONFIGS, causal_lm
+from tests.kernel.decode import decode, exact_logits, kernel_of, planned
+from tests.kernel.models import CONFIGS
 
 TOKENS = 32
 STARTS = torch.tensor([0, 3, 1])
@@ -26,8 +24,7 @@ def errors(model, got, ids):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_float32_logits_are_as_exact_as_eager(name):
-    model = causal_lm(name)
-    step, kernel = kernel_of(model)
+    model, step, kernel = kernel_of(name)
     torch.manual_seed(1)
     ids = torch.randint(320, (3, TOKENS))
     got = decode(step, kernel, ids, STARTS)
@@ -40,8 +37,7 @@ def test_float32_logits_are_as_exact_as_eager(name):
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
 def test_bfloat16_logits_are_closer_than_eager(name):
-    model = causal_lm(name, torch.bfloat16)
-    step, kernel = kernel_of(model)
+    model, step, kernel = kernel_of(name, torch.bfloat16)
     torch.manual_seed(1)
     ids = torch.randint(320, (2, TOKENS))
     got = decode(step, kernel, ids, STARTS[:2])
@@ -57,28 +53,22 @@ def test_bfloat16_logits_are_closer_than_eager(name):
 
 
 def test_window_reads_no_more_than_it_should():
-    """A token outside the window, and one before the row's start, change nothing."""
-    model = causal_lm("mistral")
-    model.model.layers = model.model.layers[:1]
-    model.config.num_hidden_layers = 1
-    step, kernel = kernel_of(model)
+    """A token outside the windows, and one before the row's start, change nothing."""
+    _, step, kernel = kernel_of("mistral")
     torch.manual_seed(2)
-    ids = torch.randint(320, (1, 20))
+    ids = torch.randint(320, (1, 26))
     other = ids.clone()
     other[0, :10] = (other[0, :10] + 1) % 320
     a, b = (decode(step, kernel, x, torch.tensor([0])) for x in (ids, other))
-    assert not torch.equal(a[:, 9:16], b[:, 9:16])
-    assert torch.equal(a[:, 16:], b[:, 16:])  # window 7: slot 16 sees 10 … 16
+    # Window 7 in each of two layers: slot 22 sees 10 … 22.
+    assert not torch.equal(a[:, 21], b[:, 21])
+    assert torch.equal(a[:, 22:], b[:, 22:])
 
 
 def test_depth_is_data():
     """Source and phase functions do not grow with depth."""
-    sources = []
-    for layers in (3, 6):
-        model = causal_lm("llama", num_hidden_layers=layers)
-        step = capture_decode(model, 48, 4)
-        plan = compile_program(step.program, "", "t", {s.name: 4 for s in step.program.symbols})
-        sources.append(plan.source)
+    deep = planned("llama", num_hidden_layers=4)
+    for layers, plan in ((2, planned("llama")), (4, deep)):
         assert plan.rendered.repeats == (layers,)
         assert len(plan.phases) == 5 * layers + 2
-    assert sources[0] == sources[1]
+        assert plan.source == deep.source

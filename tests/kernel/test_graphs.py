@@ -97,11 +97,6 @@ class Convolutions(nn.Module):
 
 
 ENCODERS = {
-    "bert": lambda: (
-        hf.BertModel(hf.BertConfig(**{**BASE, "num_hidden_layers": 2})),
-        (),
-        {"input_ids": torch.arange(48).reshape(2, 24)},
-    ),
     "bert, padded": lambda: (
         hf.BertModel(hf.BertConfig(**{**BASE, "num_hidden_layers": 2})),
         (),

@@ -14,8 +14,7 @@ import torch
 from quire.errors import InputError, QuireError
 from quire.runtime import build
 from quire.runtime.native import NativeKernel
-from tests.kernel.decode import FAST_BUILD, decode, kernel_of
-from tests.kernel.models import causal_lm
+from tests.kernel.decode import decode, kernel_of
 
 IDS = torch.arange(60).reshape(3, 20) * 5 % 320
 STARTS = torch.tensor([0, 3, 1])
@@ -23,14 +22,14 @@ STARTS = torch.tensor([0, 3, 1])
 
 @pytest.fixture(scope="module")
 def made():
-    return kernel_of(causal_lm("llama", torch.bfloat16))
+    return kernel_of("llama", torch.bfloat16)[1:]
 
 
 def test_bit_identical_for_any_number_of_threads(made):
     step, kernel = made
     want = decode(step, kernel, IDS, STARTS)
     for threads in (1, 3):
-        other = NativeKernel(kernel.plan, threads=threads, extra=FAST_BUILD)
+        other = NativeKernel(kernel.plan, threads=threads)
         assert torch.equal(decode(step, other, IDS, STARTS), want)
 
 
@@ -43,7 +42,7 @@ def test_a_row_does_not_depend_on_its_neighbours(made):
 
 def test_two_kernels_in_one_process(made):
     step, kernel = made
-    other = NativeKernel(kernel.plan, threads=2, extra=FAST_BUILD)
+    other = NativeKernel(kernel.plan, threads=2)
     want = decode(step, kernel, IDS, STARTS)
     first, second = (decode(step, k, IDS, STARTS) for k in (kernel, other))
     assert torch.equal(first, want) and torch.equal(second, want)
@@ -77,7 +76,7 @@ def _hang_and_drop_all(step, plan):
     source = plan.source.replace("phase_1(q);", "{" + SLEEPER + "} phase_1(q);")
     assert source != plan.source
     plan = attrs.evolve(plan, rendered=attrs.evolve(plan.rendered, source=source))
-    slow = NativeKernel(plan, threads=2, watchdog=0.2, extra=FAST_BUILD)
+    slow = NativeKernel(plan, threads=2, watchdog=0.2)
     with pytest.raises(QuireError, match="worker 1: phase 1, working"):
         decode(step, slow, IDS, STARTS)
     del slow
@@ -108,7 +107,7 @@ def test_calls_from_several_threads_take_turns(made):
 
 def test_compiled_once(made):
     _, kernel = made
-    again = NativeKernel(kernel.plan, threads=1, extra=FAST_BUILD)
+    again = NativeKernel(kernel.plan, threads=1)
     assert again.path == kernel.path
 
 

@@ -25,7 +25,7 @@ def lib(request):
     if not needs <= FLAGS:
         pytest.skip(f"this machine has no {', '.join(sorted(needs - FLAGS))}")
     source = (Path(__file__).parent / "harness.cpp").read_text()
-    return ctypes.CDLL(str(build.library(source, arch, extra=["-O1"])))
+    return ctypes.CDLL(str(build.library(source, arch)))
 
 
 def pointer(tensor):

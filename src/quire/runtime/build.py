@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -65,13 +66,15 @@ def _machine() -> str:
 def library(source: str, arch: str | None = None, extra: Sequence[str] = ()) -> Path:
     """The shared library of a translation unit, from the cache if it was compiled before.
 
-    `arch` is the compiler's -march (default: `QUIRE_ARCH`, or native).
+    `arch` is the compiler's -march (default: `QUIRE_ARCH`, or native). Flags in `QUIRE_CXXFLAGS`
+    come after our own.
 
     Raises QuireError with the compiler's message if it fails.
     """
     name = compiler()
     arch = arch or os.environ.get("QUIRE_ARCH") or "native"
-    flags = [*FLAGS, f"-march={arch}", *extra]
+    own = shlex.split(os.environ.get("QUIRE_CXXFLAGS", ""))
+    flags = [*FLAGS, f"-march={arch}", *extra, *own]
     parts = [source, *flags, name, _version(name), _machine() if arch == "native" else ""]
     parts += [h.read_text() for h in sorted(HEADERS.glob("*.hpp"))]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
