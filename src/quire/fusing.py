@@ -37,6 +37,7 @@ def fuse(
     weights: str | None = None,
     threads: int | None = None,
     dynamic_shapes: Any = None,
+    dims: Mapping[str, int] | None = None,
     prefill_memory: int = PREFILL_MEMORY,
     progress: Progress = lambda *_: None,
 ) -> Any:
@@ -46,7 +47,8 @@ def fuse(
     a token, for up to `max_batch` rows of up to `max_length` tokens. Any other module (with the
     `args` and `kwargs` of one call), a `torch.export` program, or a `.pt2` or `.onnx` file gives a
     `Fused` to be called like the original; `dynamic_shapes` is spelled as for torch.export and
-    needs an upper end for each dim.
+    needs an upper end for each dim. `dims` gives the largest size of each dim that an ONNX file
+    names without a size.
 
     `weights`: None as they are, "int8" or "int4" in groups of 32 (the kernel then equals the
     graph with the dequantised weights). `threads`: default all that this process may use.
@@ -57,7 +59,7 @@ def fuse(
         raise QuireError(f"weights={weights!r}", allowed="None, 'int8', 'int4'")
     scheme = SCHEMES[weights]
     if isinstance(model, str | Path):
-        model = _from_file(Path(model))
+        model = _from_file(Path(model), dims)
     if isinstance(model, nn.Module) and not args and not kwargs:
         if not (hasattr(model, "generate") and hasattr(model, "config")):
             raise CaptureError(
@@ -97,14 +99,25 @@ def fuse(
     return Fused(program, NativeKernel(plan, threads=threads))
 
 
-def _from_file(path: Path) -> ExportedProgram:
+def _from_file(path: Path, dims: Mapping[str, int] | None) -> ExportedProgram:
     if not path.is_file():
         raise QuireError("no such file", where=str(path), fix="check the path")
     if path.suffix == ".pt2":
         return torch.export.load(path)
+    if path.suffix == ".onnx":
+        try:
+            # onnx is optional; whoever holds such a file can install it.
+            onnx_graph = importlib.import_module("quire.capture.onnx_graph")
+        except ModuleNotFoundError as error:
+            raise QuireError(
+                f"reading ONNX needs the package {error.name}",
+                where=str(path),
+                fix="pip install 'quire[onnx]'",
+            ) from error
+        return onnx_graph.import_onnx(path, dims)
     raise QuireError(
         f"a {path.suffix or 'nameless'} file",
         where=str(path),
-        allowed=".pt2 files",
+        allowed=".pt2 and .onnx files",
         fix="export it",
     )

@@ -1,5 +1,3 @@
-import subprocess
-
 import pytest
 
 from quire.runtime import build
@@ -15,13 +13,7 @@ def compiled_once(tmp_path_factory):
     headers = tmp_path_factory.mktemp("headers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUIRE_CACHE", str(tmp_path_factory.mktemp("kernels")))
-        if "g++" in build.compiler():
-            unit = headers / "unit.hpp"
-            unit.write_text(f'#include "{build.HEADERS / "native.hpp"}"\n')
-            flags = [*build.FLAGS, "-march=native", "-O1"]
-            made = ["-x", "c++-header", str(unit), "-o", str(headers / "native.hpp.gch")]
-            subprocess.run([build.compiler(), *flags, *made], check=True)
-        patch.setenv("QUIRE_CXXFLAGS", f"-O1 -I{headers}")
+        patch.setenv("QUIRE_CXXFLAGS", build.read_once(headers, "-O1"))
         yield
 
 

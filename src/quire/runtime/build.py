@@ -97,6 +97,20 @@ def library(source: str, arch: str | None = None, extra: Sequence[str] = ()) -> 
     return path
 
 
+def read_once(folder: Path, flags: str) -> str:
+    """`QUIRE_CXXFLAGS` for many small kernels: `flags`, and with g++ our headers precompiled in
+    `folder` (100 MB), which halves the time of each."""
+    name = compiler()
+    if "g++" not in name:
+        return flags
+    unit = folder / "unit.hpp"
+    unit.write_text(f'#include "{HEADERS / "native.hpp"}"\n')
+    arch = os.environ.get("QUIRE_ARCH") or "native"
+    made = ["-x", "c++-header", str(unit), "-o", str(folder / "native.hpp.gch")]
+    subprocess.run([name, *FLAGS, f"-march={arch}", *shlex.split(flags), *made], check=True)
+    return f"{flags} -I{folder}"
+
+
 def load(path: Path) -> ctypes.CDLL:
     """The library with the signatures of `rt/entry.hpp`."""
     lib = ctypes.CDLL(str(path))
