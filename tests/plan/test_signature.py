@@ -18,10 +18,12 @@ from quire.plan.signature import signatures
 from ..apply.models import Block, Call
 
 
-def marks(function: Callable[..., Any], *args: Tensor, **parts: Any) -> dict[str, int]:
+def marks(
+    function: Callable[..., Any], *args: Tensor, window: int = 96, **parts: Any
+) -> dict[str, int]:
     program = capture(Call(function, **parts).eval(), args)
     planner = ChunkPlanner(program, REFERENCE, {}, candidates=False)
-    found = signatures(planner.storage, planner.model.infos, planner.order, planner.live)
+    found = signatures(planner.storage, planner.model.infos, planner.order, planner.live, window)
     return {s.name: m for s, m in zip(planner.order, found, strict=True)}
 
 
@@ -39,6 +41,23 @@ def test_equal_layers_have_equal_marks() -> None:
     assert layer[3][-1] != layer[2][-1]
     assert layer[3][:-2] == layer[2][:-2]
     assert len(set(found)) < len(found) / 2
+
+
+def test_layers_that_share_a_tensor_from_long_ago_are_equal() -> None:
+    def f(m: Any, x: Tensor) -> Tensor:
+        table = torch.cos(x)
+        for layer in (m.a, m.b, m.c, m.d, m.e, m.f):
+            x = layer(x * table)
+        return x
+
+    layers = {name: Block() for name in "abcdef"}
+    found = list(marks(f, torch.randn(1, 37, 16), window=20, **layers).values())
+    rest, count = found[1:], (len(found) - 1) // 6
+    layer = [rest[k * count : (k + 1) * count] for k in range(6)]
+    assert count < 20
+    assert layer[2] == layer[3]
+    # In the first layers, and where it is read last, the table's distance counts.
+    assert layer[0][0] != layer[2][0] != layer[5][0]
 
 
 @pytest.mark.parametrize(

@@ -52,20 +52,34 @@ class Body:
         self.outputs = [s for s in self.steps if s in escapes]
         self.writes = {s: self.costs.of(s).writes[0] for s in self.steps}
         self.dies: dict[fx.Node, fx.Node] = {}
+        self._outside: dict[fx.Node, frozenset[fx.Node]] = {}
         for step in self.steps:
-            for operand in storage.program.ops[step].operands:
-                base = storage.base[operand.node]
-                if base in inside:
-                    self.dies[base] = step
+            bases = {storage.base[o.node] for o in storage.program.ops[step].operands}
+            self.dies.update(dict.fromkeys(bases & inside, step))
+            if outside := frozenset(b for b in bases - inside if b in model.nbytes):
+                self._outside[step] = outside
         self.slots: list[list[fx.Node]] = []
         self.places = dict(places) if places is not None else self._place()
         if places is not None:
             count = max((p.slot for p in places.values()), default=-1) + 1
             self.slots = [[s for s in self.steps if places[s].slot == k] for k in range(count)]
-        self._dropped: dict[fx.Node, list[fx.Node]] = {s: [] for s in self.steps}
+        # What a slot's tenants take: mostly the same bytes, so few terms for each slot.
+        made = self.costs.of
+        self._slot_sizes = [{made(s).written_bytes[0] for s in tenants} for tenants in self.slots]
+        self._beside = self._fresh_beside()
+        self._scratch: dict[int, int] = {}
+
+    def _fresh_beside(self) -> list[tuple[fx.Node, list[fx.Node]]]:
+        """Steps that run while fresh parts live, their own among them, and these."""
+        found: list[tuple[fx.Node, list[fx.Node]]] = []
+        live: list[fx.Node] = []
         for step in self.steps:
             if self.places[step].kind == "fresh":
-                self._dropped[self.dies.get(step, step)].append(step)
+                live.append(step)
+            if live:
+                found.append((step, list(live)))
+                live = [s for s in live if self.dies.get(s, s) is not step]
+        return found
 
     @property
     def folds(self) -> bool:
@@ -156,18 +170,19 @@ class Body:
 
     def scratch(self, n: int) -> int:
         """Bytes the loop takes beside the region's inputs and outputs, `n` units a part."""
-        costs = self.costs
-        total = 0
-        for tenants in self.slots:
-            total += max(costs.of(s).written_bytes[0].at(n) for s in tenants)
-        live, peak = 0, 0
-        for step in self.steps:
-            if self.places[step].kind == "fresh":
-                live += self._made(step, n)
-            peak = max(peak, live + costs.workspace(step, n))
-            for base in self._dropped[step]:
-                live -= self._made(base, n)
-        return total + peak
+        found = self._scratch.get(n)
+        if found is None:
+            slots = sum(max(b.at(n) for b in sizes) for sizes in self._slot_sizes)
+            peak = self.costs.most_workspace(len(self.steps), n)
+            peak = max(peak, *(self._workspace(step, n) for step in self._outside), 0)
+            for step, fresh in self._beside:
+                live = sum(self._made(s, n) for s in fresh)
+                peak = max(peak, live + self._workspace(step, n))
+            found = self._scratch[n] = slots + peak
+        return found
+
+    def _workspace(self, step: fx.Node, n: int) -> int:
+        return self.costs.workspace(step, n, self._outside.get(step, frozenset()))
 
     def _made(self, step: fx.Node, n: int) -> int:
         return sum(b.at(n) for b in self.costs.of(step).written_bytes)
@@ -179,6 +194,7 @@ class Body:
         total = (fresh_outputs + self.scratch(n)) * machine.rates.fault
         copied = sum(self.model.nbytes[s] for s in self.outputs if self.places[s].copied)
         total += 2 * copied / machine.copy_bandwidth
+        total += sum(self.costs.seconds_apart(s, n, out) for s, out in self._outside.items())
         return total + self.costs.seconds(len(self.steps), n)
 
 

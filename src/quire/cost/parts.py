@@ -66,14 +66,20 @@ class StepParts(NamedTuple):
 
 class PartCosts:
     """Bytes and seconds of the parts of a spread's steps, worked out once as the spread grows and
-    shared by every region that is cut from it."""
+    shared by every region that is cut from it.
+
+    A part made in the loop is dense, one of a tensor from outside is a slice with the strides of
+    the whole. Where nothing is said of `outside`, the tensors from outside the region that a step
+    reads, all that other steps make is taken to be made in the loop.
+    """
 
     def __init__(self, spread: Spread, model: Model) -> None:
         self.spread, self.model = spread, model
         self.steps: dict[fx.Node, StepParts] = {}
         self._order: list[fx.Node] = spread.steps
         self._sums: dict[int, list[float]] = {}
-        self._workspace: dict[tuple[fx.Node, int], int] = {}
+        self._most: dict[int, list[int]] = {}
+        self._workspace: dict[tuple[fx.Node, int, frozenset[fx.Node]], int] = {}
 
     def of(self, step: fx.Node) -> StepParts:
         found = self.steps.get(step)
@@ -96,6 +102,13 @@ class PartCosts:
             sums.append(sums[-1] + self._step_seconds(self._order[len(sums) - 1], n))
         return sums[length]
 
+    def most_workspace(self, length: int, n: int) -> int:
+        """The largest workspace among the last `length` steps, with parts of `n` units."""
+        most = self._most.setdefault(n, [0])
+        while len(most) <= length:
+            most.append(max(most[-1], self.workspace(self._order[len(most) - 1], n)))
+        return most[length]
+
     def _step_seconds(self, step: fx.Node, n: int) -> float:
         seconds = self._own_seconds(step, n)
         addition = adds_into(self.spread.storage, step)
@@ -103,7 +116,15 @@ class PartCosts:
             seconds = max(seconds - self._own_seconds(addition, n), 0.0)
         return seconds
 
-    def _own_seconds(self, step: fx.Node, n: int) -> float:
+    def seconds_apart(self, step: fx.Node, n: int, outside: frozenset[fx.Node]) -> float:
+        """What `step` takes more than `seconds` has for it, as it reads slices of `outside`."""
+        if self.model.kinds[step] != "gemm":
+            return 0.0
+        return self._own_seconds(step, n, outside) - self._own_seconds(step, n)
+
+    def _own_seconds(
+        self, step: fx.Node, n: int, outside: frozenset[fx.Node] = frozenset()
+    ) -> float:
         model, spread, parts = self.model, self.spread, self.of(step)
         count = -(-int(spread.size) // n)
         flow, kind = spread.storage.flows[step], model.kinds[step]
@@ -126,20 +147,22 @@ class PartCosts:
         views = count * model.machine.rates.overhead["view"] * (1 + len(parts.needs))
         again = 0.0
         if kind == "gemm":
-            again = count * model.relayout(step, self._operands(step, n), self.workspace(step, n))
+            operands, extra = self._operands(step, n, outside), self.workspace(step, n, outside)
+            again = count * model.relayout(step, operands, extra)
         return op_seconds(work, model.machine) + views + again
 
-    def workspace(self, step: fx.Node, n: int) -> int:
+    def workspace(self, step: fx.Node, n: int, outside: frozenset[fx.Node] = frozenset()) -> int:
         model = self.model
         if self.spread.storage.flows[step].pointwise:
             return model.workspace[step]
-        if (step, n) not in self._workspace:
-            self._workspace[step, n] = self._workspace_of(step, n)
-        return self._workspace[step, n]
+        key = step, n, outside
+        if key not in self._workspace:
+            self._workspace[key] = self._workspace_of(*key)
+        return self._workspace[key]
 
-    def _workspace_of(self, step: fx.Node, n: int) -> int:
+    def _workspace_of(self, step: fx.Node, n: int, outside: frozenset[fx.Node]) -> int:
         model, storage, parts = self.model, self.spread.storage, self.of(step)
-        operands = self._operands(step, n)
+        operands = self._operands(step, n, outside)
         outputs = tuple(
             part_info(i, w, n) for i, w in zip(model.infos[step], parts.writes, strict=True)
         )
@@ -162,10 +185,15 @@ class PartCosts:
             extra += int(query.shape[-2]) * int(key.shape[-2]) * query.dtype.itemsize
         return model.workspace_of_part(step, operands, outputs) + extra
 
-    def _operands(self, step: fx.Node, n: int) -> tuple[TensorInfo, ...]:
+    def _operands(
+        self, step: fx.Node, n: int, outside: frozenset[fx.Node]
+    ) -> tuple[TensorInfo, ...]:
         """What `step` reads for a part: parts made in the loop are dense, others are slices."""
         storage, infos = self.spread.storage, self.model.infos
+        operands = storage.program.ops[step].operands
+        bases = [storage.base[o.node] for o in operands]
+        inside = [base in self.model.nbytes and base not in outside for base in bases]
         return tuple(
-            part_info(infos[o.node][0], need, n, dense=storage.base[o.node] in self.spread.cuts)
-            for o, need in zip(storage.program.ops[step].operands, self.of(step).needs, strict=True)
+            part_info(infos[o.node][0], need, n, dense=dense)
+            for o, need, dense in zip(operands, self.of(step).needs, inside, strict=True)
         )

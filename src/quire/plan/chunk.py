@@ -64,14 +64,11 @@ class Candidate:
     body: Body
     held: int
     reuse: tuple[tuple[int, int], ...]
-    _scratch: dict[int, int] = attrs.field(factory=dict)
     _seconds: dict[int, float] = attrs.field(factory=dict)
     _best: dict[int, tuple[float, int, int] | None] = attrs.field(factory=dict)
 
     def scratch(self, n: int) -> int:
-        if n not in self._scratch:
-            self._scratch[n] = self.body.scratch(n)
-        return self._scratch[n]
+        return self.body.scratch(n)
 
     def seconds(self, n: int) -> float:
         if n not in self._seconds:
@@ -129,7 +126,7 @@ class ChunkPlanner:
         self.order = list(order or self.storage.steps)
         self.live = Liveness(self.storage, self.model.nbytes, self.order)
         self.index = {step: k for k, step in enumerate(self.order)}
-        marks = signatures(self.storage, self.model.infos, self.order, self.live)
+        marks = signatures(self.storage, self.model.infos, self.order, self.live, WINDOW)
         found: dict[tuple[Any, ...], list[Candidate]] = {}
         self.candidates: list[list[Candidate]] = []
         for j in range(1, len(self.order) + 1) if candidates else ():

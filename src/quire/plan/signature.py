@@ -17,9 +17,14 @@ def signatures(
     infos: Mapping[fx.Node, tuple[TensorInfo, ...]],
     order: Sequence[fx.Node],
     live: Liveness,
+    window: int,
 ) -> list[int]:
     """A number per step: equal for steps of the same op, sizes, and operands at the same distance
-    that die at the same distance."""
+    that die at the same distance.
+
+    No region is longer than `window` steps: what was made that long ago, or is read that much
+    later, is only "before" and "after". So layers that share a rotary table are equal.
+    """
     index = {step: k for k, step in enumerate(order)}
     known: dict[Any, int] = {}
     marks = []
@@ -45,20 +50,25 @@ def signatures(
         if node not in index:
             # Views of an input are made outside every region: what they are is enough.
             chain.clear()
-        where = (k - index[node], live.last[node] - k) if node in index else ("input",)
-        if node in index and live.last[node] == len(order):
-            where = (k - index[node], "returned")
-        return where, tuple(chain), infos[node]
+        return (times(node, k) if node in index else "input"), tuple(chain), infos[node]
+
+    def times(node: fx.Node, k: int) -> tuple[Any, ...]:
+        """How long before step `k` a tensor was made, and how long after it is read last."""
+        age, rest = k - index[node], live.last[node] - k
+        if live.last[node] == len(order):
+            return (age if age < window else "before"), "returned"
+        if rest >= window:
+            return (age if age < window else "before"), "after"
+        return age, rest
 
     for k, step in enumerate(order):
         op = storage.program.ops[step]
-        last = "returned" if live.last[step] == len(order) else live.last[step] - k
         key = (
             op.target,
             tuple(plain(v) for v in op.arguments.values()),
             tuple(source(o.node, k) for o in op.operands),
             infos[step],
-            last,
+            times(step, k),
         )
         marks.append(known.setdefault(key, len(known)))
     return marks
