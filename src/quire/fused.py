@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from quire.capture.program import Program
 from quire.errors import InputError
+from quire.runtime.library import write_library
 from quire.runtime.native import NativeKernel
 
 
@@ -19,6 +21,13 @@ class Fused(nn.Module):
     def __init__(self, program: Program, kernel: NativeKernel) -> None:
         super().__init__()
         self.kernel, self._program = kernel, program
+
+    def export(
+        self, out: str | Path, *, header: str | Path | None = None, arch: str | None = None
+    ) -> None:
+        """The kernel with its weights as a shared library, and a C header for it. Its functions
+        are named after the file; `arch` is the compiler's -march."""
+        write_library(self.kernel, Path(out), Path(header) if header else None, arch=arch)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Raises InputError if structure, dtypes or sizes are not those it was made for."""

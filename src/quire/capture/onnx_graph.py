@@ -9,6 +9,7 @@ their own run by the function that the ONNX standard defines them by, where it g
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,17 +149,24 @@ class OnnxModule(nn.Module):
     def _run(self, steps: Sequence[_Step], values: dict[str, Any]) -> None:
         for step in steps:
             given = [values[name] if name else None for name in step.inputs]
+            where = f"node {step.node.name or step.outputs[0]} ({step.node.op})"
             try:
                 results = self._result(step, given)
-            except (CaptureError, NotStaticError) as error:
-                if isinstance(error, CaptureError) and error.where:
-                    raise
+            except NotStaticError as error:
                 raise CaptureError(
-                    str(error)
-                    if not isinstance(error, NotStaticError)
-                    else f"{step.node.op} needs the values of {step.inputs[error.position]!r}",
-                    where=f"node {step.node.name or step.outputs[0]} ({step.node.op})",
+                    f"{step.node.op} needs the values of {step.inputs[error.position]!r}",
+                    where=where,
                     allowed="values that the file holds, or that follow from shapes",
+                ) from error
+            except CaptureError as error:
+                if error.where:
+                    raise
+                raise CaptureError(error.found, where=where, allowed=error.allowed) from error
+            except Exception as error:
+                raise CaptureError(
+                    f"{step.node.op} cannot be traced: {error}",
+                    where=where,
+                    allowed="the ops and attributes in docs/coverage-onnx.md",
                 ) from error
             if not isinstance(results, tuple | list):
                 results = (results,)
@@ -173,7 +181,9 @@ class OnnxModule(nn.Module):
             if node.op in SYMBOLIC and (symbolic or node.op == "ConstantOfShape"):
                 return SYMBOLIC[node.op](node, *given)
             if not symbolic and (node.domain, node.op) not in self._functions:
-                return _fold(step, given, node.version)
+                # What the reference cannot take, our own rule may.
+                with suppress(IndexError, TypeError, ValueError, RuntimeError, NotImplementedError):
+                    return _fold(step, given, node.version)
         function = RULES.get(node.op) if node.domain == "" else None
         if function is not None:
             return function(node, given, self._tensor_of(step))

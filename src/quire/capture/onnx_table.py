@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 
 T = onnx.TensorProto
-DTYPES = {
+DTYPES: dict[int, torch.dtype] = {
     T.FLOAT: torch.float32, T.DOUBLE: torch.float64, T.FLOAT16: torch.float16,
     T.BFLOAT16: torch.bfloat16, T.INT64: torch.int64, T.INT32: torch.int32,
     T.INT16: torch.int16, T.INT8: torch.int8, T.UINT8: torch.uint8, T.BOOL: torch.bool,

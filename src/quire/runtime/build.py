@@ -86,15 +86,27 @@ def library(source: str, arch: str | None = None, extra: Sequence[str] = ()) -> 
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / "kernel.so"
             command = [name, *flags, f"-I{HEADERS}", str(folder / f"{key}.cpp"), "-o", str(made)]
-            run = subprocess.run(command, capture_output=True, text=True, check=False)
-            if run.returncode:
-                raise QuireError(
-                    f"{name} could not compile the kernel:\n{run.stderr[-4000:]}",
-                    where=str(folder / f"{key}.cpp"),
-                    fix="report it with the file named above",
-                )
+            _compile(command, str(folder / f"{key}.cpp"))
             made.replace(path)
     return path
+
+
+def compile_file(source: Path, out: Path, arch: str | None = None) -> None:
+    """`source` → the shared library `out`. Raises QuireError with the compiler's message."""
+    name = compiler()
+    own = shlex.split(os.environ.get("QUIRE_CXXFLAGS", ""))
+    arch = arch or os.environ.get("QUIRE_ARCH") or "native"
+    _compile([name, *FLAGS, f"-march={arch}", *own, f"-I{HEADERS}", str(source), "-o", str(out)])
+
+
+def _compile(command: Sequence[str], where: str = "") -> None:
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise QuireError(
+            f"{command[0]} could not compile the kernel:\n{run.stderr[-4000:]}",
+            where=where,
+            fix="report it with the source",
+        )
 
 
 def read_once(folder: Path, flags: str) -> str:

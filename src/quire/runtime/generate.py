@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from quire.capture.decode import DecodeStep
 from quire.errors import InputError
 from quire.runtime.cache import SlotCache
+from quire.runtime.library import write_library
 from quire.runtime.native import NativeKernel
 
 
@@ -70,6 +72,15 @@ class FusedCausalLM(nn.Module, GenerationMixin):
 
     def _optimize_model_for_decode(self) -> Any:
         return nullcontext()
+
+    def export(
+        self, out: str | Path, *, header: str | Path | None = None, arch: str | None = None
+    ) -> None:
+        """The decode step with its weights as a shared library, and a C header for it. Its
+        functions are named after the file; `arch` is the compiler's -march."""
+        write_library(
+            self.kernel, Path(out), Path(header) if header else None, step=self._step, arch=arch
+        )
 
     def new_cache(self, rows: int) -> SlotCache:
         """An empty cache for `rows` sequences."""

@@ -78,14 +78,15 @@ class NativeKernel:
         for row in self.plan.rendered.slots:
             for buffer in row:
                 if buffer.role == "state":
-                    self._table[k] = self._weight(buffer).data_ptr()
+                    self._table[k] = self.weight(buffer).data_ptr()
                 elif buffer.role == "temp":
                     self._table[k] = base + self.plan.arena.offsets[buffer.name]
                 else:
                     self._outside.setdefault(buffer.target, []).append(k)
                 k += 1
 
-    def _weight(self, buffer: Buffer) -> torch.Tensor:
+    def weight(self, buffer: Buffer) -> torch.Tensor:
+        """A weight as the kernel reads it."""
         key = (buffer.target, buffer.order, buffer.scheme)
         if key not in self._weights:
             tensor = self.plan.program.state[buffer.target].detach()
