@@ -31,6 +31,7 @@ from quire.budget import parse_budget
 from quire.capture.options import Options
 from quire.capture.target import Target, load_target
 from quire.errors import BudgetError, QuireError
+from quire.fuse_cli import Files, compile_target, parse_dims
 from quire.measure import environment, peak_rise
 from quire.plan.plan import Plan
 from quire.report.progress import Bar
@@ -256,34 +257,26 @@ def fuse(
     attn: Attn = None,
     dtype: Dtype = None,
     weights: Annotated[str | None, typer.Option(help="int8 or int4: quantise on load.")] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option(help="NAME=SIZE: the largest size of an ONNX file's dim.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", help="Write a shared library, weights inside.")
+    ] = None,
+    header: Annotated[Path | None, typer.Option(help="Write the library's C header.")] = None,
     source: Annotated[Path | None, typer.Option(help="Write the C++ source here.")] = None,
 ) -> None:
-    """Compile a model's graph to one native function, run it, and compare with the original."""
-    options = _options(seq, batch, attn, dtype, None)
-    _writable(source)
-    with Bar(err) as bar:
-        bar.step("loading the model", 0, 0)
-        loaded = load_target(target, options)
-        started = time.perf_counter()
-        fast = quire.fuse(
-            loaded.model, loaded.args, loaded.kwargs, weights=weights, progress=bar.step
-        )
-        took = time.perf_counter() - started
-        bar.step("running both", 0, 0)
-        fast(*loaded.args, **loaded.kwargs)
-        seconds = []
-        with torch.inference_mode():
-            for call in (loaded.model, fast):
-                started = time.perf_counter()
-                call(*loaded.args, **loaded.kwargs)
-                seconds.append(time.perf_counter() - started)
-    out.print(f"[bold]{escape(loaded.name)}[/]  compiled in {seconds_text(took)}")
-    for phase in fast.kernel.phases:
-        out.print(str(phase), highlight=False, markup=False)
-    out.print(f"original {seconds_text(seconds[0])}, fused {seconds_text(seconds[1])}")
-    if source is not None:
-        source.write_text(fast.kernel.source)
-        out.print(f"wrote {source}", highlight=False, soft_wrap=True)
+    """Compile a model's graph to one native function, and compare with the original."""
+    _writable(output, header, source)
+    compile_target(
+        target,
+        _options(seq, batch, attn, dtype, None),
+        Files(output, header, source),
+        weights=weights,
+        dims=parse_dims(dim or ()),
+        out=out,
+        err=err,
+    )
 
 
 @app.command()
