@@ -11,6 +11,7 @@ compiler's; torch's capture is shown apart.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -47,7 +48,7 @@ def measure(layers: int) -> dict[str, Any]:
     marks.append(time.perf_counter())
     NativeKernel(plan, threads=2)
     marks.append(time.perf_counter())
-    spans = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+    spans = [b - a for a, b in itertools.pairwise(marks)]
     return dict(zip(STAGES, spans, strict=True)) | {"source_bytes": len(plan.source)}
 
 
