@@ -26,7 +26,7 @@ import quire.capture.onnx_layers
 import quire.capture.onnx_ops
 import quire.capture.onnx_views  # noqa: F401  (fills the table of rules)
 from quire.capture.export import export
-from quire.capture.onnx_table import DTYPES, RULES, SYMBOLIC, Node, NotStaticError
+from quire.capture.onnx_table import DTYPES, RULES, SYMBOLIC, Node, NotStaticError, to_torch
 from quire.errors import CaptureError
 
 FOLDED = 1 << 16
@@ -78,8 +78,7 @@ class OnnxModule(nn.Module):
             self._held[tensor.name] = array
             if tensor.data_type in DTYPES:
                 self._buffer_of[tensor.name] = f"weight_{k}"
-                value = torch.from_numpy(np.array(array)).to(DTYPES[tensor.data_type])
-                self.register_buffer(f"weight_{k}", value)
+                self.register_buffer(f"weight_{k}", to_torch(array))
         self._inputs = [i for i in graph.input if i.name not in self._held]
         self._steps = self._read(graph.node, self._opsets)
         self._outputs = [o.name for o in graph.output]
@@ -89,7 +88,9 @@ class OnnxModule(nn.Module):
         for proto in nodes:
             domain = "" if proto.domain == "ai.onnx" else proto.domain
             values = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
-            node = Node(proto.op_type, domain, opsets.get(domain, 1), proto.name, values)
+            node = Node(
+                proto.op_type, domain, opsets.get(domain, 1), proto.name, values, len(proto.output)
+            )
             steps.append(_Step(node, proto, tuple(proto.input), tuple(proto.output)))
         return steps
 
@@ -142,16 +143,18 @@ class OnnxModule(nn.Module):
             dtype = torch.int64 if whole else torch.float32
             parts = [torch.full((), x, dtype=dtype) for x in value.flat]
             return (torch.stack(parts) if parts else torch.zeros(0)).reshape(value.shape)
-        return torch.tensor(
-            value.tolist(), dtype=torch.from_numpy(value[:0].ravel()).dtype
-        ).reshape(value.shape)
+        made = to_torch(value)
+        return torch.tensor(made.tolist(), dtype=made.dtype).reshape(made.shape)
 
     def _run(self, steps: Sequence[_Step], values: dict[str, Any]) -> None:
         for step in steps:
             given = [values[name] if name else None for name in step.inputs]
             where = f"node {step.node.name or step.outputs[0]} ({step.node.op})"
             try:
-                results = self._result(step, given)
+                if step.node.op == "If" and isinstance(given[0], np.ndarray):
+                    results = self._branch(step, bool(given[0]), values)
+                else:
+                    results = self._result(step, given)
             except NotStaticError as error:
                 raise CaptureError(
                     f"{step.node.op} needs the values of {step.inputs[error.position]!r}",
@@ -189,6 +192,13 @@ class OnnxModule(nn.Module):
             return function(node, given, self._tensor_of(step))
         return self._by_function(step, given)
 
+    def _branch(self, step: _Step, condition: bool, values: dict[str, Any]) -> Any:
+        """The side of an If that is known to be taken."""
+        graph = step.node.attributes["then_branch" if condition else "else_branch"]
+        inner = values | {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        self._run(self._read(graph.node, self._opsets), inner)
+        return tuple(inner[o.name] for o in graph.output)
+
     def _tensor_of(self, step: _Step) -> Any:
         names = dict(enumerate(step.inputs))
         return lambda value, position: self._tensor(value, names.get(position, ""))
@@ -207,6 +217,10 @@ class OnnxModule(nn.Module):
         values: dict[str, Any] = dict(zip(body.input, given, strict=False))
         values |= {name: None for name in body.input[len(given) :]}
         own = {a.name: a for a in step.proto.attribute}
+        if (node.domain, node.op) not in self._functions:
+            schema = onnx.defs.get_schema(node.op, node.version, node.domain)
+            usual = {n: a.default_value for n, a in schema.attributes.items()}
+            own = {n: a for n, a in usual.items() if a.name} | own
         own = {a.name: a for a in body.attribute_proto} | own
         nodes = [_with_attributes(n, own) for n in body.node]
         opsets = {o.domain: o.version for o in body.opset_import} or self._opsets

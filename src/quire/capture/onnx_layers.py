@@ -99,7 +99,10 @@ def _windows(n: Node, x: Tensor, fill: float) -> list[Tensor]:
 
 @op("MaxPool")
 def max_pool(n: Node, x: Tensor) -> Tensor:
-    parts = _windows(n, x, -math.inf)
+    if n.outs > 1:
+        raise CaptureError("MaxPool that gives indices")
+    least = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
+    parts = _windows(n, x, least)
     out = parts[0]
     for p in parts[1:]:
         out = torch.maximum(out, p)

@@ -197,14 +197,24 @@ def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     """As the last element of a running product, dim by dim."""
     axes = sorted(a % x.ndim for a in axes)
     for a in axes:
-        x = x.cumprod(a).narrow(a, x.shape[a] - 1, 1)
+        if isinstance(x.shape[a], int) and x.shape[a] == 0:
+            x = torch.ones_like(x.sum(a, True))
+        else:
+            x = x.cumprod(a).narrow(a, x.shape[a] - 1, 1)
     return x if keep else x.squeeze(tuple(axes))
 
 
-def _extreme(fold: Any) -> Callable[..., Tensor]:
+def _extreme(fold: Any, above: bool) -> Callable[..., Tensor]:
+    """A maximum or minimum; over nothing it is the least or greatest value of the dtype."""
+
     def apply(x: Tensor, axes: list[int], keep: bool) -> Tensor:
         if x.dtype == torch.bool:
-            return fold(x.to(torch.int32), axes, keep)
+            return apply(x.to(torch.int32), axes, keep) > 0
+        if any(isinstance(x.shape[a], int) and x.shape[a] == 0 for a in axes):
+            ends = torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype)
+            value = (ends.min if above else ends.max) if not x.is_floating_point() else math.inf
+            value = -value if above and x.is_floating_point() else value
+            return torch.full_like(x.sum(axes, keep), value)
         return fold(x, axes, keep)
 
     return apply
@@ -213,8 +223,8 @@ def _extreme(fold: Any) -> Callable[..., Tensor]:
 for _name, _parts in {
     "ReduceSum": (_same, torch.sum, _same),
     "ReduceMean": (_same, torch.mean, _same),
-    "ReduceMax": (_same, _extreme(torch.amax), _same),
-    "ReduceMin": (_same, _extreme(torch.amin), _same),
+    "ReduceMax": (_same, _extreme(torch.amax, True), _same),
+    "ReduceMin": (_same, _extreme(torch.amin, False), _same),
     "ReduceProd": (_same, _product, _same),
     "ReduceL1": (torch.abs, torch.sum, _same),
     "ReduceL2": (torch.square, torch.sum, torch.sqrt),
@@ -230,7 +240,7 @@ def log_sum_exp(n: Node, x: Tensor, axes: Any = None) -> Tensor:
     if over is None or not over[0]:
         return x
     dims, keep = over
-    most = x.amax(dims, True)
+    most = _extreme(torch.amax, True)(x, dims, True)
     most = torch.where(most.abs() == math.inf, torch.zeros_like(most), most)
     out = (x - most).exp().sum(dims, True).log() + most
     return out if keep else out.squeeze(tuple(d % x.ndim for d in dims))
@@ -262,3 +272,37 @@ def topk(n: Node, x: Tensor, k: Any = None) -> Any:
     count = n.get("k") if k is None else k[0]
     out = torch.topk(x, count, n.get("axis", -1), bool(n.get("largest", 1)), True)
     return out.values, out.indices
+
+
+# --- quantised values -------------------------------------------------------------------------
+
+
+def _scales(n: Node, x: Tensor, value: Tensor) -> Tensor:
+    """A scale or zero point as a tensor that `x` broadcasts with."""
+    if value.ndim == 0 or value.numel() == 1:
+        return value.reshape(())
+    axis, block = n.get("axis", 1) % x.ndim, n.get("block_size", 0)
+    if block:
+        return value.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
+    return value.reshape([-1 if d == axis else 1 for d in range(x.ndim)])
+
+
+@op("DequantizeLinear")
+def dequantise(n: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    by = _scales(n, x, scale)
+    whole = x.to(torch.int32)
+    if zero is not None:
+        whole = whole - _scales(n, x, zero).to(torch.int32)
+    dtype = DTYPES[n.get("output_dtype")] if n.get("output_dtype") else scale.dtype
+    return (whole.to(torch.float32) * by.to(torch.float32)).to(dtype)
+
+
+@op("QuantizeLinear")
+def quantise(n: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    asked = n.get("output_dtype", 0)
+    dtype = zero.dtype if zero is not None else DTYPES[asked] if asked else torch.uint8
+    out = torch.round(x / _scales(n, x, scale))
+    if zero is not None:
+        out = out + _scales(n, x, zero).to(out.dtype)
+    ends = torch.iinfo(dtype)
+    return out.clamp(ends.min, ends.max).to(dtype)

@@ -20,6 +20,13 @@ DTYPES: dict[int, torch.dtype] = {
 }  # fmt: skip
 
 
+def to_torch(array: np.ndarray) -> torch.Tensor:
+    """A copy of `array`. Raises TypeError for a dtype that torch lacks."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(np.array(array.view(np.int16))).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))
+
+
 class NotStaticError(Exception):
     """The operand at `position` decides a shape, and is not known when the file is read."""
 
@@ -30,13 +37,14 @@ class NotStaticError(Exception):
 
 @attrs.frozen
 class Node:
-    """An op, the version of its operator set, and its attributes."""
+    """An op, the version of its operator set, its attributes, and how many outputs it has here."""
 
     op: str
     domain: str
     version: int
     name: str
     attributes: dict[str, Any]
+    outs: int = 1
 
     def get(self, name: str, default: Any = None) -> Any:
         value = self.attributes.get(name, default)
@@ -145,4 +153,4 @@ SYMBOLIC: dict[str, Callable[..., Any]] = {
 }
 """On arrays whose elements may be symbolic sizes."""
 
-__all__ = ["DTYPES", "RULES", "SYMBOLIC", "Node", "NotStaticError", "op"]
+__all__ = ["DTYPES", "RULES", "SYMBOLIC", "Node", "NotStaticError", "op", "to_torch"]

@@ -24,6 +24,11 @@ def shape(n: Node, x: Tensor) -> Any:
     return out
 
 
+@op("Size")
+def size(n: Node, x: Tensor) -> Any:
+    return np.asarray(x.numel())
+
+
 @op("Reshape", static=(1,))
 def reshape(n: Node, x: Tensor, to: Any = None) -> Tensor:
     sizes = list(to if to is not None else n.get("shape"))
@@ -84,9 +89,7 @@ def split(n: Node, x: Tensor, sizes: Any = None) -> tuple[Tensor, ...]:
     axis = n.get("axis", 0)
     sizes = n.get("split") if sizes is None else sizes
     if sizes is None:
-        parts, size = n.get("num_outputs"), x.shape[axis]
-        if parts is None:
-            raise CaptureError("a Split that does not say into how many")
+        parts, size = n.get("num_outputs", n.outs), x.shape[axis]
         each = -(-size // parts)
         sizes = [each] * (parts - 1) + [size - each * (parts - 1)]
     return torch.split(x, list(sizes), axis)
@@ -136,7 +139,8 @@ def pad(n: Node, x: Tensor, amounts: Any = None, fill: Any = None, axes: Any = N
         if mode == "edge":
             at = at.clamp(0, size - 1)
         elif mode == "reflect":
-            at = (size - 1) - ((at % (2 * size - 2)) - (size - 1)).abs()
+            turn = max(1, 2 * size - 2)
+            at = (size - 1) - ((at % turn) - (size - 1)).abs()
         else:
             at = at % size
         x = x.index_select(axis, at)
@@ -219,12 +223,48 @@ def gather_nd(n: Node, x: Tensor, at: Tensor) -> Tensor:
     return x[(*lead, *picks)]
 
 
+def _folded(x: Tensor, hit: Tensor, new: Tensor, how: str) -> Tensor:
+    """`x` [..., N] with each new[..., m] folded in where hit[..., N, m] says."""
+    new = new.unsqueeze(-2)
+    if how == "add":
+        return x + torch.where(hit, new, 0).sum(-1)
+    if how == "mul":
+        parts = torch.where(hit, new, 1)
+        return x * parts.cumprod(-1)[..., -1]
+    kept = torch.where(hit, new, x.unsqueeze(-1))
+    return torch.maximum(x, kept.amax(-1)) if how == "max" else torch.minimum(x, kept.amin(-1))
+
+
 @op("ScatterElements Scatter")
 def scatter_elements(n: Node, x: Tensor, at: Tensor, new: Tensor) -> Tensor:
-    axis, how = n.get("axis", 0), n.get("reduction", "none")
-    if how != "none":
-        raise CaptureError(f"ScatterElements with reduction {how}")
-    return x.scatter(axis, _from_end(at, x.shape[axis]), new)
+    """A reduction compares every place with every index: costly, but duplicates count."""
+    axis, how = n.get("axis", 0) % x.ndim, n.get("reduction", "none")
+    at = _from_end(at, x.shape[axis])
+    if how == "none":
+        return x.scatter(axis, at, new)
+    if any(at.shape[d] != x.shape[d] for d in range(x.ndim) if d != axis):
+        raise CaptureError(f"ScatterElements with reduction {how} into a part of a tensor")
+    x, at, new = (t.movedim(axis, -1) for t in (x, at, new))
+    hit = at.unsqueeze(-2) == torch.arange(x.shape[-1])[:, None]
+    return _folded(x, hit, new, how).movedim(-1, axis)
+
+
+@op("ScatterND")
+def scatter_nd(n: Node, x: Tensor, at: Tensor, new: Tensor) -> Tensor:
+    """On rows: the leading dims that an index spans become one."""
+    depth, how = at.shape[-1], n.get("reduction", "none")
+    rows = math.prod(x.shape[:depth])
+    place: Any = 0
+    for k, part in enumerate(at.unbind(-1)):
+        place = place * x.shape[k] + _from_end(part, x.shape[k])
+    place, flat = place.reshape(-1), x.reshape(rows, -1)
+    new = new.reshape(place.shape[0], -1)
+    if how == "none":
+        out = flat.scatter(0, place[:, None].expand(new.shape), new)
+    else:
+        hit = place == torch.arange(rows)[:, None]
+        out = _folded(flat.T, hit, new.T, how).T
+    return out.reshape(x.shape)
 
 
 @op("OneHot", static=(1,))

@@ -252,18 +252,27 @@ def compare(low: Lowering, op: Op) -> Tensor:
     return elementwise(low, op, apply, op["self"], op["other"])
 
 
+def _no_bits(op: Op) -> None:
+    """Truth values only: the loop IR has no arithmetic on bits."""
+    if op.out.dtype != torch.bool:
+        raise NotImplementedError(f"bits of {op.out.dtype}")
+
+
 @rule("logical_and.default __and__.Tensor bitwise_and.Tensor")
 def both(low: Lowering, op: Op) -> Tensor:
+    _no_bits(op)
     return elementwise(low, op, lambda a, b: c("and", a, b), op["self"], op["other"])
 
 
 @rule("logical_or.default __or__.Tensor bitwise_or.Tensor")
 def either(low: Lowering, op: Op) -> Tensor:
+    _no_bits(op)
     return elementwise(low, op, lambda a, b: c("or", a, b), op["self"], op["other"])
 
 
 @rule("logical_not.default bitwise_not.default")
 def negation(low: Lowering, op: Op) -> Tensor:
+    _no_bits(op)
     return elementwise(low, op, lambda a: c("not", c("tobool", a)), op["self"])
 
 
