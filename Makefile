@@ -4,6 +4,7 @@
 # make bench     the measurements of docs/benchmarks.md
 # make sanitize  a kernel under the address, thread and undefined-behaviour sanitizers
 # make coverage  the table of docs/coverage.md
+# make coverage-onnx  the table of docs/coverage-onnx.md: ONNX's own tests (half an hour)
 # make picture   docs/timeline.png
 #
 # PYTHON picks the interpreter (3.11 to 3.13), PIP_FLAGS goes to every pip install, WORKERS is the
@@ -16,7 +17,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench sanitize coverage picture format clean
+.PHONY: demo test check bench sanitize coverage coverage-onnx picture format clean
 
 # torch goes first and alone: it is the large one, and the rest then builds on the one chosen.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -50,6 +51,9 @@ bench: $(INSTALLED)
 
 sanitize: $(INSTALLED)
 	$(BIN)/python tools/sanitize.py
+
+coverage-onnx: $(INSTALLED)
+	$(BIN)/python tools/coverage_onnx.py
 
 coverage: $(INSTALLED)
 	$(BIN)/python tools/coverage.py

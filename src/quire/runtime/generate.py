@@ -127,12 +127,18 @@ class FusedCausalLM(nn.Module, GenerationMixin):
         rows = ids.shape[0]
         assert cache.lengths is not None
         inputs = [ids.reshape(rows, 1).contiguous(), cache.lengths, torch.zeros_like(cache.lengths)]
-        pairs = cache.tensors()
-        inputs += [k for k, _ in pairs] + [v for _, v in pairs]
+        names = self._names[len(inputs) :]
+
+        def held() -> dict[str, torch.Tensor]:
+            pairs = cache.tensors()
+            both = [k for k, _ in pairs] + [v for _, v in pairs]
+            return dict(zip(names, both, strict=True))
+
         out = self.kernel.plan.lowered.outputs[0]
         logits = torch.empty(rows, int(out.shape[-1]), dtype=torch.float32)
         with self.kernel.turn:
-            for name, tensor in zip(self._names, inputs, strict=True):
+            self.kernel.bind_all(cache, held)
+            for name, tensor in zip(self._names, inputs, strict=False):
                 self.kernel.bind(name, tensor)
             self.kernel.bind(out.target, logits)
             self.kernel.run([rows])

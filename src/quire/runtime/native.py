@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -64,6 +64,7 @@ class NativeKernel:
         self._tensors: weakref.WeakValueDictionary[str, torch.Tensor] = (
             weakref.WeakValueDictionary()
         )
+        self._owner: Callable[[], object] = lambda: None
         self._turn = (os.getpid(), threading.RLock())
         self.packed_bytes = 0
         self._fill()
@@ -115,7 +116,8 @@ class NativeKernel:
     def turn(self) -> AbstractContextManager[Any]:
         """The lock of a call. A fork has its own: its parent's may be held by a thread it lacks."""
         if self._turn[0] != os.getpid():
-            self._turn = (os.getpid(), threading.RLock())
+            self._owner: Callable[[], object] = lambda: None
+        self._turn = (os.getpid(), threading.RLock())
         return self._turn[1]
 
     def bind(self, name: str, tensor: torch.Tensor) -> None:
@@ -126,6 +128,15 @@ class NativeKernel:
             self._bound[name] = pointer
             for k in self._outside.get(name, ()):
                 self._table[k] = pointer
+
+    def bind_all(self, owner: object, tensors: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        """`bind` each of `tensors()`, which stay where they are for the life of `owner`: nothing
+        to do where that was the last to ask."""
+        if self._owner() is owner:
+            return
+        for name, tensor in tensors().items():
+            self.bind(name, tensor)
+        self._owner = weakref.ref(owner)
 
     def run(self, lengths: Sequence[int]) -> None:
         """One call on the tensors bound, `lengths` being the values of the program's symbols.
@@ -165,6 +176,7 @@ class NativeKernel:
 
     def _call_on(self, inputs: Mapping[str, torch.Tensor]) -> list[Any]:
         program = self.plan.program
+        self._owner = lambda: None
         env: dict[Any, int] = {}
         held = []
         for s in program.symbols:
