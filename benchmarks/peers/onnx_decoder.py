@@ -56,7 +56,8 @@ class _Writer:
         self.node("SimplifiedLayerNormalization", names, [out], axis=-1, epsilon=eps)
 
 
-def write(folder: Path, weights: str, length: int, path: Path) -> None:
+def write(folder: Path, weights: str, length: int, path: Path, grows: bool) -> None:
+    """With caches of `length` slots, or with caches that grow by a token a step."""
     made, held = config(folder), tensors(folder)
     heads, kv = made["num_attention_heads"], made["num_key_value_heads"]
     width, eps = made["hidden_size"] // heads, made["rms_norm_eps"]
@@ -85,10 +86,10 @@ def write(folder: Path, weights: str, length: int, path: Path) -> None:
             w.linear(f"n{k}", part(f"self_attn.{letter}_proj"), f"{letter}{k}")
         cache = [f"past{k}.key", f"past{k}.value"]
         present = [f"present{k}.key", f"present{k}.value"]
-        for name in cache:
-            inputs.append(value(name, TensorProto.FLOAT, ["B", kv, length, width]))
-        for name in present:
-            outputs.append(value(name, TensorProto.FLOAT, ["B", kv, length, width]))
+        for names, infos, slots in ((cache, inputs, "P"), (present, outputs, "T")):
+            for name in names:
+                size = ["B", kv, slots if grows else length, width]
+                infos.append(value(name, TensorProto.FLOAT, size))
         w.node(
             "GroupQueryAttention",
             [f"q{k}", f"k{k}", f"v{k}", *cache, "seqlens", "total", "cos", "sin"],
@@ -125,9 +126,9 @@ def layers(folder: Path) -> int:
     return config(folder)["num_hidden_layers"]
 
 
-def file(folder: Path, weights: str, length: int) -> Path:
+def file(folder: Path, weights: str, length: int, *, grows: bool = False) -> Path:
     """The ONNX file, written if it is not there yet."""
-    path = folder / f"{weights}-{length}.onnx"
+    path = folder / f"{weights}-{'grows' if grows else length}.onnx"
     if not path.exists():
-        write(folder, weights, length, path)
+        write(folder, weights, length, path, grows)
     return path
