@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, cast
 
 import attrs
@@ -54,14 +55,21 @@ def where_of(node: fx.Node) -> Where:
     """The place in the user's model that `node` comes from."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     module, kind = stack[-1] if stack else ("", "")
-    frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
-    place = {"file": "", "line": 0, "code": ""}
-    if frames:
-        own = [f for f in frames if not re.search(r"[/\\]torch[/\\]", f["file"])]
-        last = (own or frames)[-1]
-        place = {"file": last["file"], "line": int(last["line"]), "code": last["code"].strip()}
+    file, line, code = _own_frame(node.meta.get("stack_trace") or "")
     kind = kind if isinstance(kind, str) else kind.__name__
-    return Where(module=module, kind=kind.rsplit(".", 1)[-1], **place)
+    kind = kind.rsplit(".", 1)[-1]
+    return Where(module=module, kind=kind, file=file, line=line, code=code)
+
+
+@cache
+def _own_frame(trace: str) -> tuple[str, int, str]:
+    """File, line and code of the innermost frame of a stack trace that is not torch's own."""
+    frames = list(_FRAME.finditer(trace))
+    if not frames:
+        return "", 0, ""
+    own = [f for f in frames if not re.search(r"[/\\]torch[/\\]", f["file"])]
+    last = (own or frames)[-1]
+    return last["file"], int(last["line"]), last["code"].strip()
 
 
 def _sizes(node: fx.Node) -> Size | None:

@@ -65,7 +65,7 @@ class Body:
             self.slots = [[s for s in self.steps if places[s].slot == k] for k in range(count)]
         # What a slot's tenants take: mostly the same bytes, so few terms for each slot.
         made = self.costs.of
-        self._slot_sizes = [{made(s).written_bytes[0] for s in tenants} for tenants in self.slots]
+        self._slot_sizes = [{made(s).written[0] for s in tenants} for tenants in self.slots]
         self._beside = self._fresh_beside()
         self._scratch: dict[int, int] = {}
 
@@ -182,10 +182,10 @@ class Body:
         return found
 
     def _workspace(self, step: fx.Node, n: int) -> int:
-        return self.costs.workspace(step, n, self._outside.get(step, frozenset()))
+        return self.costs.of(step).workspace(n, self._outside.get(step, frozenset()))
 
     def _made(self, step: fx.Node, n: int) -> int:
-        return sum(b.at(n) for b in self.costs.of(step).written_bytes)
+        return self.costs.of(step).made(n)
 
     def seconds(self, n: int, fresh_outputs: int) -> float:
         """Predicted time of the whole loop with parts of `n` units; `fresh_outputs` are the bytes
@@ -194,7 +194,7 @@ class Body:
         total = (fresh_outputs + self.scratch(n)) * machine.rates.fault
         copied = sum(self.model.nbytes[s] for s in self.outputs if self.places[s].copied)
         total += 2 * copied / machine.copy_bandwidth
-        total += sum(self.costs.seconds_apart(s, n, out) for s, out in self._outside.items())
+        total += sum(self.costs.of(s).seconds_apart(n, out) for s, out in self._outside.items())
         return total + self.costs.seconds(len(self.steps), n)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import fx
 
@@ -50,6 +51,8 @@ class Model:
         self.kinds: dict[fx.Node, Kind] = {}
         self.workspace: dict[fx.Node, int] = {}
         self._seen: dict[tuple, int] = {}
+        self.parts: dict[tuple, Any] = {}
+        """What parts of steps cost: see `quire.cost.parts`."""
         for step in storage.steps:
             op = program.ops[step]
             self.nbytes[step] = sum(int(i.nbytes) for i in self.infos[step])

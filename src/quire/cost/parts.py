@@ -11,7 +11,7 @@ from quire.cost.kernel_call import merges
 from quire.cost.model import LARGE, Model, rows_of
 from quire.cost.time import Work, op_seconds
 from quire.flow.outs import ADDS, ROWS_BLOCK, adds_into
-from quire.flow.propagate import Spread, reads_of, writes_of
+from quire.flow.propagate import Cut, Spread, Storage, reads_of, writes_of
 from quire.flow.relation import Join, Span
 
 
@@ -55,44 +55,148 @@ def part_bytes(info: TensorInfo, need: Span | None) -> Bytes:
     return Bytes(whole, row * int(need.scale), row * int(need.hi - need.lo))
 
 
-class StepParts(NamedTuple):
-    """What one step of a region reads and writes per part."""
+class StepParts:
+    """What one step reads and writes for a part of `n` units of a loop over `size`, and what that
+    takes. It follows from the step, its cut and the loop alone: regions share it.
 
-    needs: tuple[Span | None, ...]
-    writes: tuple[Span | None, ...]
-    read_bytes: tuple[Bytes, ...]
-    written_bytes: tuple[Bytes, ...]
+    A part made in the loop is dense, one of a tensor from outside is a slice with the strides of
+    the whole. Where nothing is said of `outside`, the tensors from outside the region that the
+    step reads, all that other steps make is taken to be made in the loop.
+    """
+
+    def __init__(
+        self, storage: Storage, model: Model, step: fx.Node, cut: Cut, size: int, *, folded: bool
+    ) -> None:
+        self.storage, self.model, self.step, self.size = storage, model, step, size
+        self.folded = folded
+        axis = storage.flows[step].axes[cut.axis]
+        self.needs: tuple[Span | None, ...] = tuple(reads_of(axis, cut))
+        self.writes: tuple[Span | None, ...] = tuple(writes_of(axis, cut))
+        operands = storage.program.ops[step].operands
+        self._infos = [model.infos[o.node][0] for o in operands]
+        self._bases = [storage.base[o.node] for o in operands]
+        self._masked = axis.target is not None
+        self._read = [part_bytes(i, n) for i, n in zip(self._infos, self.needs, strict=True)]
+        self.written = tuple(
+            part_bytes(i, w) for i, w in zip(model.infos[step], self.writes, strict=True)
+        )
+        self._seconds: dict[int, float] = {}
+        self._workspace: dict[tuple[int, frozenset[fx.Node]], int] = {}
+        self._laid: dict[tuple[int, frozenset[fx.Node]], float] = {}
+
+    def made(self, n: int) -> int:
+        """Bytes of the part."""
+        return sum(b.at(n) for b in self.written)
+
+    def seconds(self, n: int) -> float:
+        """Time of the step over the whole loop."""
+        if n not in self._seconds:
+            self._seconds[n] = self._work_seconds(n)
+        return self._seconds[n]
+
+    def seconds_apart(self, n: int, outside: frozenset[fx.Node]) -> float:
+        """What the step takes more than `seconds` has for it, as it reads slices of `outside`."""
+        if self.model.kinds[self.step] != "gemm":
+            return 0.0
+        return self._relayout(n, outside) - self._relayout(n)
+
+    def workspace(self, n: int, outside: frozenset[fx.Node] = frozenset()) -> int:
+        if self.storage.flows[self.step].pointwise:
+            return self.model.workspace[self.step]
+        key = n, outside
+        if key not in self._workspace:
+            self._workspace[key] = self._workspace_of(n, outside)
+        return self._workspace[key]
+
+    def _work_seconds(self, n: int) -> float:
+        model, step = self.model, self.step
+        count = -(-self.size // n)
+        flow, kind = self.storage.flows[step], model.kinds[step]
+        read = sum(b.at(n) for b in self._read)
+        written = self.made(n)
+        flops = float(flow.flops)
+        if self.folded:
+            written *= 3
+        else:
+            flops *= written * count / max(model.nbytes[step], 1)
+        if kind == "attention" and self.storage.program.ops[step].get("is_causal"):
+            flops /= 2
+            read *= 0.6
+        info = model.infos[step][0]
+        rows = rows_of(kind, part_info(info, self.writes[0], n))
+        fresh = written if written >= LARGE else 0
+        work = Work(
+            kind, flops, read * count, written * count, fresh * count, count, rows, info.dtype
+        )
+        views = count * model.machine.rates.overhead["view"] * (1 + len(self.needs))
+        again = self._relayout(n) if kind == "gemm" else 0.0
+        return op_seconds(work, model.machine) + views + again
+
+    def _relayout(self, n: int, outside: frozenset[fx.Node] = frozenset()) -> float:
+        """Time in which a GEMM lays its operands out anew, over the whole loop."""
+        key = n, outside
+        if key not in self._laid:
+            operands, extra = self._operands(n, outside), self.workspace(n, outside)
+            again = self.model.relayout(self.step, operands, extra)
+            self._laid[key] = -(-self.size // n) * again
+        return self._laid[key]
+
+    def _workspace_of(self, n: int, outside: frozenset[fx.Node]) -> int:
+        model, step = self.model, self.step
+        operands = self._operands(n, outside)
+        outputs = tuple(
+            part_info(i, w, n) for i, w in zip(model.infos[step], self.writes, strict=True)
+        )
+        extra = sum(
+            int(i.nbytes)
+            for i, need in zip(operands, self.needs, strict=True)
+            if need is not None and (need.fill is not None or need.outer != 1)
+        )
+        write = self.writes[0]
+        if self.storage.program.ops[step].target in ADDS and write is not None:
+            before = [int(n) for n in outputs[0].shape[: write.dim]]
+            apart = any(n > 1 for n in before)
+            if apart or not merges(operands[0], range(operands[0].ndim - 1)):
+                # Rows that do not lie together are copied block by block.
+                extra += sum(min(ROWS_BLOCK, int(i.nbytes)) for i in (operands[0], outputs[0]))
+        if self._masked:
+            # The mask of the rows.
+            query, key = operands[0], operands[1]
+            extra += int(query.shape[-2]) * int(key.shape[-2]) * query.dtype.itemsize
+        return model.workspace_of_part(step, operands, outputs) + extra
+
+    def _operands(self, n: int, outside: frozenset[fx.Node]) -> tuple[TensorInfo, ...]:
+        """What the step reads for a part."""
+        inside = (base in self.model.nbytes and base not in outside for base in self._bases)
+        return tuple(
+            part_info(info, need, n, dense=dense)
+            for info, need, dense in zip(self._infos, self.needs, inside, strict=True)
+        )
 
 
 class PartCosts:
-    """Bytes and seconds of the parts of a spread's steps, worked out once as the spread grows and
-    shared by every region that is cut from it.
-
-    A part made in the loop is dense, one of a tensor from outside is a slice with the strides of
-    the whole. Where nothing is said of `outside`, the tensors from outside the region that a step
-    reads, all that other steps make is taken to be made in the loop.
-    """
+    """Bytes and seconds of the parts of a spread's steps, worked out as the spread grows and
+    shared by every region that is cut from it."""
 
     def __init__(self, spread: Spread, model: Model) -> None:
         self.spread, self.model = spread, model
-        self.steps: dict[fx.Node, StepParts] = {}
+        self._steps: dict[fx.Node, StepParts] = {}
         self._order: list[fx.Node] = spread.steps
         self._sums: dict[int, list[float]] = {}
         self._most: dict[int, list[int]] = {}
-        self._workspace: dict[tuple[fx.Node, int, frozenset[fx.Node]], int] = {}
 
     def of(self, step: fx.Node) -> StepParts:
-        found = self.steps.get(step)
+        found = self._steps.get(step)
         if found is None:
-            storage, model, cut = self.spread.storage, self.model, self.spread.cuts[step]
-            axis = storage.flows[step].axes[cut.axis]
-            needs, writes = tuple(reads_of(axis, cut)), tuple(writes_of(axis, cut))
-            operands = storage.program.ops[step].operands
-            read = (
-                part_bytes(model.infos[o.node][0], n) for o, n in zip(operands, needs, strict=True)
-            )
-            made = (part_bytes(i, w) for i, w in zip(model.infos[step], writes, strict=True))
-            found = self.steps[step] = StepParts(needs, writes, tuple(read), tuple(made))
+            spread, cut = self.spread, self.spread.cuts[step]
+            folded = spread.join is not Join.CONCAT and step is spread.seed
+            key = step, cut, int(spread.size), folded
+            shared = self.model.parts
+            if key not in shared:
+                shared[key] = StepParts(
+                    spread.storage, self.model, step, cut, int(spread.size), folded=folded
+                )
+            found = self._steps[step] = shared[key]
         return found
 
     def seconds(self, length: int, n: int) -> float:
@@ -106,94 +210,12 @@ class PartCosts:
         """The largest workspace among the last `length` steps, with parts of `n` units."""
         most = self._most.setdefault(n, [0])
         while len(most) <= length:
-            most.append(max(most[-1], self.workspace(self._order[len(most) - 1], n)))
+            most.append(max(most[-1], self.of(self._order[len(most) - 1]).workspace(n)))
         return most[length]
 
     def _step_seconds(self, step: fx.Node, n: int) -> float:
-        seconds = self._own_seconds(step, n)
+        seconds = self.of(step).seconds(n)
         addition = adds_into(self.spread.storage, step)
         if addition in self._order and self._order[self._order.index(addition) + 1] is step:
-            seconds = max(seconds - self._own_seconds(addition, n), 0.0)
+            seconds = max(seconds - self.of(addition).seconds(n), 0.0)
         return seconds
-
-    def seconds_apart(self, step: fx.Node, n: int, outside: frozenset[fx.Node]) -> float:
-        """What `step` takes more than `seconds` has for it, as it reads slices of `outside`."""
-        if self.model.kinds[step] != "gemm":
-            return 0.0
-        return self._own_seconds(step, n, outside) - self._own_seconds(step, n)
-
-    def _own_seconds(
-        self, step: fx.Node, n: int, outside: frozenset[fx.Node] = frozenset()
-    ) -> float:
-        model, spread, parts = self.model, self.spread, self.of(step)
-        count = -(-int(spread.size) // n)
-        flow, kind = spread.storage.flows[step], model.kinds[step]
-        read = sum(b.at(n) for b in parts.read_bytes)
-        written = sum(b.at(n) for b in parts.written_bytes)
-        flops = float(flow.flops)
-        if spread.join is not Join.CONCAT and step is spread.seed:
-            written *= 3
-        else:
-            flops *= written * count / max(model.nbytes[step], 1)
-        if kind == "attention" and spread.storage.program.ops[step].get("is_causal"):
-            flops /= 2
-            read *= 0.6
-        info = model.infos[step][0]
-        rows = rows_of(kind, part_info(info, parts.writes[0], n))
-        fresh = written if written >= LARGE else 0
-        work = Work(
-            kind, flops, read * count, written * count, fresh * count, count, rows, info.dtype
-        )
-        views = count * model.machine.rates.overhead["view"] * (1 + len(parts.needs))
-        again = 0.0
-        if kind == "gemm":
-            operands, extra = self._operands(step, n, outside), self.workspace(step, n, outside)
-            again = count * model.relayout(step, operands, extra)
-        return op_seconds(work, model.machine) + views + again
-
-    def workspace(self, step: fx.Node, n: int, outside: frozenset[fx.Node] = frozenset()) -> int:
-        model = self.model
-        if self.spread.storage.flows[step].pointwise:
-            return model.workspace[step]
-        key = step, n, outside
-        if key not in self._workspace:
-            self._workspace[key] = self._workspace_of(*key)
-        return self._workspace[key]
-
-    def _workspace_of(self, step: fx.Node, n: int, outside: frozenset[fx.Node]) -> int:
-        model, storage, parts = self.model, self.spread.storage, self.of(step)
-        operands = self._operands(step, n, outside)
-        outputs = tuple(
-            part_info(i, w, n) for i, w in zip(model.infos[step], parts.writes, strict=True)
-        )
-        extra = sum(
-            int(i.nbytes)
-            for i, need in zip(operands, parts.needs, strict=True)
-            if need is not None and (need.fill is not None or need.outer != 1)
-        )
-        write = parts.writes[0]
-        if storage.program.ops[step].target in ADDS and write is not None:
-            before = [int(n) for n in outputs[0].shape[: write.dim]]
-            apart = any(n > 1 for n in before)
-            if apart or not merges(operands[0], range(operands[0].ndim - 1)):
-                # Rows that do not lie together are copied block by block.
-                extra += sum(min(ROWS_BLOCK, int(i.nbytes)) for i in (operands[0], outputs[0]))
-        target = storage.flows[step].axes[self.spread.cuts[step].axis].target
-        if target is not None:
-            # The mask of the rows.
-            query, key = operands[0], operands[1]
-            extra += int(query.shape[-2]) * int(key.shape[-2]) * query.dtype.itemsize
-        return model.workspace_of_part(step, operands, outputs) + extra
-
-    def _operands(
-        self, step: fx.Node, n: int, outside: frozenset[fx.Node]
-    ) -> tuple[TensorInfo, ...]:
-        """What `step` reads for a part: parts made in the loop are dense, others are slices."""
-        storage, infos = self.spread.storage, self.model.infos
-        operands = storage.program.ops[step].operands
-        bases = [storage.base[o.node] for o in operands]
-        inside = [base in self.model.nbytes and base not in outside for base in bases]
-        return tuple(
-            part_info(infos[o.node][0], need, n, dense=dense)
-            for o, need, dense in zip(operands, self.of(step).needs, inside, strict=True)
-        )

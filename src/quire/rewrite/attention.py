@@ -12,6 +12,7 @@ Claim: equal over the reals; wherever a row has a live key, the terms dropped ar
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from typing import Any
 
 import attrs
@@ -78,14 +79,18 @@ def find_attention(program: Program) -> list[Attention]:
     """The attentions of `program` that meet the side conditions, in order."""
     evaluator = Evaluator(program)
     reader = ScoreReader(program, evaluator)
-    results = [_match(program, reader, n) for n, op in program.ops.items() if op.target in SOFTMAX]
+    softmaxes = [node for node, op in program.ops.items() if op.target in SOFTMAX]
+    infinite = _made_with_infinity(program) if softmaxes else frozenset()
+    results = [_match(program, reader, infinite, node) for node in softmaxes]
     return [a for a in results if a is not None]
 
 
 # --- matching -------------------------------------------------------------------------------
 
 
-def _match(program: Program, reader: ScoreReader, softmax: fx.Node) -> Attention | None:
+def _match(
+    program: Program, reader: ScoreReader, infinite: Set[fx.Node], softmax: fx.Node
+) -> Attention | None:
     op = program.ops[softmax]
     scores_in: Operand = op["self"]
     last = op["dim"] in (-1, op.out.ndim - 1)
@@ -109,7 +114,7 @@ def _match(program: Program, reader: ScoreReader, softmax: fx.Node) -> Attention
     if batch != out_batch:
         value = value.view((*batch, *value.shape[-2:]))
     widths = {query.shape[-1], value.shape[-1]}
-    if len(widths) != 1 or any(_may_be_infinite(program, m) for m in scores.masks):
+    if len(widths) != 1 or any(_may_be_infinite(m, infinite) for m in scores.masks):
         return None
     folded, scale = _folded(program, [scores.query.node, scores.key.node], scores.scale)
     if scale <= 0 or not math.isfinite(scale):
@@ -163,28 +168,35 @@ def _folded(
     return tuple(folded), scale
 
 
-def _may_be_infinite(program: Program, mask: Mask) -> bool:
+def _may_be_infinite(mask: Mask, infinite: Set[fx.Node]) -> bool:
     """Whether a mask is made with an infinity and may leave a row without a live key: softmax
     then gives nan, and the fused kernel zeros."""
     if has_live_key(mask.function):
         return False
-    constants = {i.node: program.state[i.target] for i in program.inputs if i.kind == "constant"}
-    seen, stack = set(), [mask.recipe.node]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        stack.extend(node.all_input_nodes)
-        held = constants.get(node)
-        if held is not None and held.is_floating_point() and bool(held.isinf().any()):
-            return True
-        flat = [*node.args, *node.kwargs.values()]
-        if any(isinstance(a, float) and math.isinf(a) for a in flat):
-            return True
-    return any(
-        isinstance(a, float) and math.isinf(a) for _, args in mask.recipe.steps for a in args
+    return mask.recipe.node in infinite or any(
+        _infinite(argument) for _, arguments in mask.recipe.steps for argument in arguments
     )
+
+
+def _made_with_infinity(program: Program) -> frozenset[fx.Node]:
+    """Every node that an infinity in a constant or in a call's arguments goes into."""
+    found: set[fx.Node] = {
+        item.node
+        for item in program.inputs
+        if item.kind == "constant" and _infinite(program.state[item.target])
+    }
+    for node in program.graph.nodes:
+        flat = [*node.args, *node.kwargs.values()]
+        if any(map(_infinite, flat)) or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return frozenset(found)
+
+
+def _infinite(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        # Of a constant without values nothing is known.
+        return value.is_floating_point() and (value.is_meta or bool(value.isinf().any()))
+    return isinstance(value, float) and math.isinf(value)
 
 
 # --- editing --------------------------------------------------------------------------------
