@@ -116,8 +116,7 @@ class NativeKernel:
     def turn(self) -> AbstractContextManager[Any]:
         """The lock of a call. A fork has its own: its parent's may be held by a thread it lacks."""
         if self._turn[0] != os.getpid():
-            self._owner: Callable[[], object] = lambda: None
-        self._turn = (os.getpid(), threading.RLock())
+            self._turn = (os.getpid(), threading.RLock())
         return self._turn[1]
 
     def bind(self, name: str, tensor: torch.Tensor) -> None:
