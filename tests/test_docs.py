@@ -81,6 +81,10 @@ def shown_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpt2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 50}
     gpt2 |= {"n_positions": 16, "bos_token_id": 0, "eos_token_id": 0}
     Path("gpt2.json").write_text(json.dumps(gpt2))
+    llama = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32}
+    llama |= {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    llama |= {"vocab_size": 50, "max_position_embeddings": 1 << 20, "use_cache": False}
+    Path("llama.json").write_text(json.dumps(llama))
     exported = torch.export.export(torch.nn.Linear(4, 4), (torch.randn(3, 4),))
     torch.export.save(exported, "model.pt2")
     Path("mypkg").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,12 @@ def tensors(*make: Callable[[], Any]) -> Callable[[], list[torch.Tensor]]:
 
 def channels_last(*shape: int) -> Callable[[], torch.Tensor]:
     return lambda: R(shape).to(memory_format=torch.channels_last)
+
+
+def image(channels: int, *sides: int) -> Callable[[], torch.Tensor]:
+    """Tokens made an image again: channels last, but for the stride of the one image."""
+    tokens = math.prod(sides)
+    return lambda: R(1, tokens, channels).transpose(1, 2).reshape(1, channels, *sides)
 
 
 def causal(n: int, m: int, *, dtype: torch.dtype = F32) -> Callable[[], torch.Tensor]:
@@ -946,6 +953,15 @@ case("bilinear narrow", A.upsample_bilinear2d.default, r(1, 3, 64, 64), [256, 51
 case(
     "bilinear cl", A.upsample_bilinear2d.vec, channels_last(1, 256, 64, 64), [128, 128], False, None
 )
+case("bilinear of tokens", A.upsample_bilinear2d.vec, image(64, 48, 48), [96, 96], False, None)
+case("nearest of tokens", A.upsample_nearest2d.vec, image(64, 48, 48), [96, 96], None)
+case("group_norm of tokens", A.group_norm.default, image(64, 48, 48), 8)
+case("conv small cl", conv2, channels_last(1, 48, 8, 8), r(256, 48, 2, 2), None, [2, 2])
+case("conv of tokens", conv2, image(64, 48, 48), r(64, 64, 3, 3), None, [1, 1], [1, 1])
+case(
+    "conv depthwise of tokens", conv2, image(64, 48, 48), r(64, 1, 3, 3), None, [1, 1], [1, 1],
+    [1, 1], 64,
+)  # fmt: skip
 case("bilinear aa", A._upsample_bilinear2d_aa.default, r(1, 64, 64, 64), [128, 128], False)
 case("bicubic", A.upsample_bicubic2d.vec, r(1, 256, 64, 64), [128, 128], False, None)
 case("linear 1d", A.upsample_linear1d.vec, r(2, 64, 4800), [9600], False, None)

@@ -1,9 +1,17 @@
 """Quire: any PyTorch model on a long sequence, within a byte budget."""
 
 from quire.cost.machine import machine
-from quire.errors import BudgetError, CaptureError, InputError, MissingRuleError, QuireError
+from quire.errors import (
+    BudgetError,
+    CaptureError,
+    InputError,
+    MissingRuleError,
+    QuireError,
+    RankError,
+)
 from quire.fusing import fuse
 from quire.pipeline import chunk, load, tradeoff
+from quire.sharding import shard
 
 __all__ = [
     "BudgetError",
@@ -11,9 +19,11 @@ __all__ = [
     "InputError",
     "MissingRuleError",
     "QuireError",
+    "RankError",
     "chunk",
     "fuse",
     "load",
     "machine",
+    "shard",
     "tradeoff",
 ]

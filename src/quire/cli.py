@@ -1,4 +1,4 @@
-"""The command line: `quire chunk`, `quire tradeoff`, `quire machine`."""
+"""The command line: `quire chunk`, `quire tradeoff`, `quire shard`, `quire machine`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 import quire
+from quire import cli_shard
 from quire.budget import parse_budget
 from quire.capture.options import Options
 from quire.capture.target import Target, load_target
@@ -290,6 +291,9 @@ def machine() -> None:
     for field in attrs.fields(type(measured)):
         table.add_row(field.name.replace("_", " "), str(getattr(measured, field.name)))
     out.print(table)
+
+
+app.command()(reported(cli_shard.shard))
 
 
 @app.command("measured-peak", hidden=True)

@@ -32,6 +32,20 @@ class InputError(QuireError):
     """A call's inputs differ from those the module was compiled for."""
 
 
+class RankError(QuireError):
+    """A collective of a sharded model failed. `rank` is this one, `collective` what it was in,
+    `absent` the ranks of the group that did not answer."""
+
+    def __init__(self, found: str, rank: int, collective: str, absent: tuple[int, ...]) -> None:
+        super().__init__(
+            found,
+            where=f"{collective}, on rank {rank}; the traceback shows the line",
+            allowed="all ranks running the same step",
+            fix="see the log of the rank that did not answer; restart all from a checkpoint",
+        )
+        self.rank, self.collective, self.absent = rank, collective, absent
+
+
 class BudgetError(QuireError):
     """No plan fits the byte budget.
 

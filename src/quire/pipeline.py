@@ -33,7 +33,15 @@ from quire.plan.folds import head_folds
 from quire.plan.plan import Plan
 from quire.plan.stages import read_across, staged
 from quire.report.units import bytes_text
-from quire.rewrite import drop_masks, fuse_attention, lay_out, rearrange, share_keys, simplify
+from quire.rewrite import (
+    drop_masks,
+    fuse_attention,
+    lay_out,
+    rearrange,
+    settle_strides,
+    share_keys,
+    simplify,
+)
 
 Progress = Callable[[str, int, int], None]
 
@@ -126,7 +134,7 @@ class Planning:
     """
 
     def __init__(self, captured: Program, progress: Progress = lambda *_: None) -> None:
-        self.captured = captured
+        self.captured = captured = settle_strides(captured)
         self.machine: Machine = machine(_device(captured).type)
         self.threads = torch.get_num_threads()
         self.lengths: dict[sympy.Symbol, int] = {

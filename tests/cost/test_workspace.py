@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quire.capture.program import Op, TensorInfo
-from quire.cost.kernel_call import is_channels_last, is_contiguous, merges
+from quire.cost.kernel_call import is_channels_last, is_contiguous, lies_channels_last, merges
 from quire.cost.workspace import SMALL, workspace_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -80,6 +80,9 @@ def test_views_and_empty_tensors() -> None:
         lambda: torch.randn(2, 3, 4, 5),
         lambda: torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
         lambda: torch.randn(2, 1, 4, 5),
+        lambda: torch.randn(1, 9, 4).transpose(1, 2).reshape(1, 4, 3, 3),
+        lambda: torch.randn(1, 4, 3, 3).to(memory_format=torch.channels_last),
+        lambda: torch.randn(4, 1, 1, 1),
         lambda: torch.randn(0, 3, 4),
         lambda: torch.randn(()),
     ],
@@ -90,8 +93,12 @@ def test_layouts_are_torchs(make: object) -> None:
     if t.numel():
         assert is_contiguous(facts) == t.is_contiguous()
         if t.ndim == 4:
-            channels_last = t.is_contiguous(memory_format=torch.channels_last)
-            assert is_channels_last(facts) == channels_last
+            lies = t.is_contiguous(memory_format=torch.channels_last)
+            assert lies_channels_last(facts) == lies
+            # What a kernel makes of the strides shows in the layout of its output.
+            twice = torch.nn.functional.interpolate(t, scale_factor=2.0)
+            chosen = twice.is_contiguous(memory_format=torch.channels_last)
+            assert is_channels_last(facts) == (chosen and not twice.is_contiguous())
     if t.ndim == 3 and t.numel():
         try:
             t.view(-1, t.shape[-1])

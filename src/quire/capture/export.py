@@ -49,11 +49,11 @@ def export(
             )
     except Exception as error:
         raise CaptureError(
-            f"torch.export could not capture {type(model).__name__}: {_first_line(error)}",
-            where=_line_in_model(error, model),
+            f"torch.export could not capture {type(model).__name__}: {first_line(error)}",
+            where=line_in_model(error, model),
             allowed="models that run on these inputs, and whose control flow does not depend on "
             "tensor values",
-            fix=_advice(str(error)),
+            fix=advice(str(error)),
         ) from error
 
 
@@ -142,12 +142,12 @@ def from_exported(exported: ExportedProgram, *, writes: bool = False) -> Program
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
-def _line_in_model(error: BaseException, model: nn.Module) -> str:
+def line_in_model(error: BaseException, model: nn.Module) -> str:
     """The innermost frame that lies neither in torch nor in Quire."""
     text = str(error)
     hits = re.findall(r'File "([^"]+)", line (\d+), in [^\n]+\n\s*([^\n]*)', text)
@@ -160,7 +160,7 @@ def _line_in_model(error: BaseException, model: nn.Module) -> str:
     return f"{file}:{line}  `{(code or '').strip()}`"
 
 
-def _advice(text: str) -> str:
+def advice(text: str) -> str:
     if "data-dependent" in text or "GuardOnDataDependent" in text:
         return "a branch or size depends on tensor values: use torch.where, or make it a constant"
     if "dynamic_shapes" in text or "Constraints violated" in text:

@@ -10,6 +10,7 @@ import torch
 from quire.capture.program import TensorInfo
 from quire.cost.kernel_call import (
     Call,
+    copied,
     copied_unless_channels_last,
     is_channels_last,
     is_contiguous,
@@ -60,7 +61,7 @@ def convolution(call: Call) -> int:
         and (call.threads == 1 or len(kernel) == 3)
     )
     if own or not _onednn_has(x.dtype):
-        return _columns(call, x, kernel, groups, transposed)
+        return _columns(call, x, weight, kernel, groups, transposed)
     return _transposed(call, x, weight) if transposed else _blocked(call, x, weight, kernel, groups)
 
 
@@ -75,7 +76,12 @@ def _all(sizes: Any, value: int) -> bool:
 
 
 def _columns(
-    call: Call, x: TensorInfo, kernel: tuple[int, ...], groups: int, transposed: bool
+    call: Call,
+    x: TensorInfo,
+    weight: TensorInfo,
+    kernel: tuple[int, ...],
+    groups: int,
+    transposed: bool,
 ) -> int:
     """One column of the kernel's size per output position and channel, of the whole batch; with
     groups, one group's and the outputs before they are joined."""
@@ -85,7 +91,14 @@ def _columns(
     positions = prod(int(s) for s in at.shape[2:]) * int(x.shape[0])
     columns = 0 if plain else channels * prod(kernel) * positions * x.dtype.itemsize // groups
     joined = nbytes(call.out) if groups > 1 else 0
-    return columns + joined + copied_unless_channels_last(x)
+    if _is_turned(x) or _is_turned(weight):
+        return columns + joined + sum(0 if is_channels_last(t) else nbytes(t) for t in (x, weight))
+    return columns + joined + copied(x)
+
+
+def _is_turned(info: TensorInfo) -> bool:
+    """Whether a convolution runs channels last for this operand."""
+    return is_channels_last(info) and not is_contiguous(info)
 
 
 def _blocked(
@@ -102,7 +115,7 @@ def _blocked(
     else:
         inputs = c_in // groups
         weights = _up(c_out) * (_up(inputs) if inputs >= BLOCK else inputs) * prod(kernel) * item
-    if any(is_channels_last(t) and not is_contiguous(t) for t in (x, weight)):
+    if _is_turned(x) or _is_turned(weight):
         # Read and written in place; only the weight is laid out anew, by way of channels last.
         turned = sum(0 if is_channels_last(t) else nbytes(t) for t in (x, weight))
         return weights + turned + 4 * 2 * BLOCK * c_in

@@ -75,7 +75,7 @@ def is_contiguous(info: TensorInfo) -> bool:
     return last is None or (info.stride[last] == 1 and merges(info, range(info.ndim)))
 
 
-def is_channels_last(info: TensorInfo) -> bool:
+def lies_channels_last(info: TensorInfo) -> bool:
     """N, D…, C in memory, for N, C, D… in shape; 4 or 5 dims."""
     if info.ndim not in (4, 5):
         return False
@@ -87,6 +87,20 @@ def is_channels_last(info: TensorInfo) -> bool:
         info.device,
     )
     return is_contiguous(turned)
+
+
+def is_channels_last(info: TensorInfo) -> bool:
+    """Whether torch takes the layout for channels last, by strides alone, those of dims of size 1
+    among them; kernels choose theirs by it (c10/core/MemoryFormat.h, is_channels_last_strides)."""
+    if info.ndim not in (4, 5) or info.stride[1] == 0 or 0 in info.shape:
+        return False
+    least = 0
+    for d in (1, *range(info.ndim - 1, 1, -1), 0):
+        stride = int(info.stride[d])
+        if stride < least or (d == 0 and least == info.stride[1]):
+            return False
+        least = stride * max(int(info.shape[d]), 1)
+    return True
 
 
 def copied(info: TensorInfo, itemsize: int = 0) -> int:

@@ -20,7 +20,9 @@ from quire.cost.kernel_call import (
     Call,
     copied,
     copied_unless_channels_last,
+    is_contiguous,
     is_low,
+    lies_channels_last,
     nbytes,
     numel,
     recast,
@@ -81,7 +83,7 @@ def _default(call: Call) -> int:
     "amax amin max min argmax argmin any all var var_mean std linalg_vector_norm norm "
     "arange full zeros ones empty rand randn randint full_like zeros_like ones_like empty_like "
     "new_zeros new_ones new_full new_empty split split_with_sizes unbind chunk tensor_split "
-    "upsample_nearest2d upsample_bicubic2d _upsample_nearest_exact2d "
+    "upsample_bicubic2d "
     "pixel_shuffle pixel_unshuffle _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_avg_pool1d "
     "native_batch_norm _native_batch_norm_legit_no_training"
 )
@@ -227,11 +229,19 @@ def _resize1d(call: Call) -> int:
     return 24 * int(call.out.shape[-1])
 
 
+@_row("upsample_nearest2d _upsample_nearest_exact2d")
+def _nearest(call: Call) -> int:
+    """The kernel for channels last runs on an input that lies so, and the output is turned if its
+    strides, where a dim has size 1, were taken to be another layout's."""
+    turned = lies_channels_last(call.x) and not is_contiguous(call.x)
+    return nbytes(call.out) if turned and not lies_channels_last(call.out) else 0
+
+
 @_row("upsample_bilinear2d")
 def _bilinear(call: Call) -> int:
     """Three channels on one thread: by way of channels last, and back."""
     if call.threads > 1 or int(call.x.shape[1]) != 3:
-        return 24 * sum(int(s) for s in call.out.shape[2:])
+        return 24 * sum(int(s) for s in call.out.shape[2:]) + _nearest(call)
     return nbytes(call.x) + nbytes(call.out)
 
 

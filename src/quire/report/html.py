@@ -62,32 +62,46 @@ def render(
     title: str = "",
 ) -> str:
     """The page as a string; see `write_html`."""
-    environment = jinja2.Environment(
+    data = payload(plan, tradeoff, edges)
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            plan=plan,
+            title=title or plan.program or "model",
+            figures=figures(plan),
+            data=_json(data),
+            has_timeline=bool(plan.before or plan.after),
+            alike=any(group["like"] != i for i, group in enumerate(data["groups"])),
+            has_graph=bool(data["groups"]),
+            points=len(data["tradeoff"]),
+            rows=rows(plan),
+            source=highlight(source),
+            include_raw=raw,
+        )
+    )
+
+
+def environment() -> jinja2.Environment:
+    """Where the pages' templates are found, with the filters they use."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    made.filters.update(
         bytes=lambda n: _whole(bytes_text(n)),
         seconds=lambda n: _whole(seconds_text(n)),
         count=lambda n: f"{n:,}",
     )
-    data = payload(plan, tradeoff, edges)
-    return environment.get_template("page.html").render(
-        plan=plan,
-        title=title or plan.program or "model",
-        figures=figures(plan),
-        data=_json(data),
-        has_timeline=bool(plan.before or plan.after),
-        alike=any(group["like"] != i for i, group in enumerate(data["groups"])),
-        has_graph=bool(data["groups"]),
-        points=len(data["tradeoff"]),
-        rows=rows(plan),
-        source=highlight(source),
-        include_raw=lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8")),
-    )
+    return made
+
+
+def raw(name: str) -> Markup:
+    """A file beside the templates, as it is."""
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 def _whole(text: str) -> str:

@@ -19,8 +19,17 @@ from quire.rewrite.lift import drop_idle, drop_neutral, lift_linears, share, spl
 from quire.rewrite.masks import drop_masks
 from quire.rewrite.rearrange import rearrange
 from quire.rewrite.slices import push_slices
+from quire.rewrite.strides import settle_strides
 
-__all__ = ["drop_masks", "fuse_attention", "lay_out", "rearrange", "share_keys", "simplify"]
+__all__ = [
+    "drop_masks",
+    "fuse_attention",
+    "lay_out",
+    "rearrange",
+    "settle_strides",
+    "share_keys",
+    "simplify",
+]
 
 
 def simplify(program: Program, notes: list[str] | None = None) -> Program:

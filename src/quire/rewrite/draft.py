@@ -7,7 +7,7 @@ come from torch itself, with symbolic sizes where the program has them.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -15,6 +15,7 @@ import sympy
 import torch
 from torch import fx
 from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import FloorDiv
 
 from quire.capture.build import rebuild, size_of, tensor_info, where_of
@@ -127,6 +128,10 @@ class Draft:
         plain = [int(s) if isinstance(s, int | sympy.Integer) else s for s in shape]
         return [s if isinstance(s, int) else self._size_node(s) for s in plain]
 
+    def settle(self, nodes: Iterable[fx.Node]) -> None:
+        """Work out the strides of `nodes` anew when the draft is cleared."""
+        self._changed |= set(nodes)
+
     def clear(self) -> None:
         """Carry changed strides through, and drop what nothing reads. Raises Refused."""
         self._repropagate()
@@ -149,7 +154,13 @@ class Draft:
             raise Refused(f"{target}: {error}") from error
         if self._guards() != guards:
             raise Refused(f"{target} holds for some lengths only")
-        return result
+        strides = kernel_strides(target, *values)  # type: ignore[misc]
+        if strides is None or strides == result.stride():
+            return result
+        with self._mode:
+            return torch.empty_strided(
+                result.shape, strides, dtype=result.dtype, device=result.device
+            )
 
     def _guards(self) -> int:
         return len(self._mode.shape_env.guards) if self._mode.shape_env is not None else 0
@@ -209,6 +220,25 @@ class Draft:
                     raise Refused(f"{node} of {before} would become {after}")
                 self._changed |= set(node.users)
         self._changed.clear()
+
+
+def kernel_strides(
+    target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[int, ...] | None:
+    """The strides that the kernel of a view, or of a reshape, gives its output, where all sizes are
+    known; None elsewhere. `args` and `kwargs` hold tensors, which are not read."""
+    schema = getattr(target, "_schema", None)
+    source = args[0] if args else None
+    if schema is None or not isinstance(source, torch.Tensor) or len(schema.returns) != 1:
+        return None
+    if target is not aten._unsafe_view.default and schema.returns[0].alias_info is None:
+        return None
+    flat = pytree.tree_leaves((source.shape, source.stride(), args[1:], kwargs))
+    if any(isinstance(v, torch.SymInt | torch.Tensor) for v in flat):
+        return None
+    stand_in = torch.empty_strided(source.shape, source.stride(), dtype=source.dtype, device="meta")
+    result = target(stand_in, *args[1:], **kwargs)
+    return result.stride() if isinstance(result, torch.Tensor) else None
 
 
 def _nodes(args: tuple[Any, ...]) -> list[fx.Node]:

@@ -1,0 +1,110 @@
+"""`quire shard`: the plan of a training step over devices that need not be there."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import attrs
+import torch
+import typer
+from rich.console import Console
+
+from quire.capture.export import from_exported
+from quire.capture.options import Options
+from quire.capture.target import load_target
+from quire.capture.training import export_training
+from quire.cost.collectives import TOPOLOGIES
+from quire.errors import QuireError
+from quire.plan.shard_head import only_losses
+from quire.report.progress import Bar
+from quire.report.shard_html import write_shard_html
+from quire.report.units import seconds_text
+from quire.sharding import device_budget, plan_shards, topology_of
+
+out = Console()
+err = Console(stderr=True)
+
+_SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
+
+
+def parse_length(text: str) -> int:
+    """Tokens: a number, with K for 1024 and M for 1024². Raises QuireError."""
+    found = re.fullmatch(r"(\d+)([KM]?)", text.strip().upper())
+    if found is None:
+        raise QuireError(f"--seq {text}", allowed="a number of tokens, or such as 128K and 1M")
+    return int(found[1]) * _SUFFIXES[found[2]]
+
+
+def parse_mesh(text: str) -> tuple[int, str]:
+    """Devices and preset of their links: `8xH100`. Raises QuireError."""
+    found = re.fullmatch(r"(\d+)x([\w-]+)", text.strip())
+    if found is None or int(found[1]) < 1:
+        raise QuireError(
+            f"--mesh {text}", allowed=f"a number, x, and one of {', '.join(TOPOLOGIES)}: 8xH100"
+        )
+    return int(found[1]), found[2].lower()
+
+
+def shard(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="As for quire chunk.")],
+    mesh: Annotated[str, typer.Option(help="Devices and their links: 8xH100, 64xA100, 4xcpu.")],
+    seq: Annotated[str | None, typer.Option(help="Tokens: 131072, 128K, 1M.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Batch size.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Budget per device: 80GiB.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Plan without devices and weights.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
+    output: Annotated[Path | None, typer.Option("--out", help="Write the plan, JSON.")] = None,
+) -> None:
+    """Plan how a sequence is spread over devices: forward and backward, all figures predicted."""
+    if not plan_only:
+        raise QuireError(
+            "quire shard plans; ranks run a program of yours",
+            allowed="--plan-only",
+            fix="torchrun your training script, with model = quire.shard(model, batch, mesh=mesh)",
+        )
+    ranks, links = parse_mesh(mesh)
+    topology = topology_of(links, "meta")
+    size = None if seq is None else parse_length(seq)
+    budget = device_budget(memory)
+    with Bar(err) as bar:
+        bar.step("loading the model, without weights", 0, 0)
+        loaded = load_target(target, Options(size, batch, "sdpa", dtype, "meta"))
+        if not isinstance(loaded.model, torch.nn.Module):
+            raise QuireError("a .pt2 file", where=target, allowed="a model that can be trained")
+        model, kwargs = loaded.model.train(), with_labels(loaded.model, loaded.kwargs)
+        bar.step("capturing the training step", 0, 0)
+        started = time.perf_counter()
+        program = only_losses(from_exported(export_training(model, loaded.args, kwargs)))
+        captured = time.perf_counter() - started
+        bar.step("planning", 0, 0)
+        started = time.perf_counter()
+        plan = plan_shards(program, ranks, topology, budget=budget)
+        planned = time.perf_counter() - started
+    out.print(
+        f"{loaded.name}: captured in {seconds_text(captured)}, planned in {seconds_text(planned)}",
+        highlight=False,
+    )
+    out.print(plan.explain(), highlight=False, soft_wrap=True, markup=False)
+    if report is not None:
+        write_shard_html(plan, report, title=loaded.name)
+        out.print(f"wrote {report}", highlight=False)
+    if output is not None:
+        output.write_text(json.dumps(attrs.asdict(plan), indent=1, default=str))
+        out.print(f"wrote {output}", highlight=False)
+
+
+def with_labels(model: torch.nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with labels, for models of tokens that take them: a training step has a loss."""
+    ids = kwargs.get("input_ids")
+    takes = "labels" in inspect.signature(model.forward).parameters
+    if ids is None or not takes or "labels" in kwargs:
+        return kwargs
+    return {**kwargs, "labels": ids.clone()}

@@ -1,0 +1,290 @@
+"""Bytes of a device in a training step, and what is recomputed or offloaded to keep a budget.
+
+A *region* is the largest module that holds one attention and no other: a layer. What autograd
+keeps of it for backward is read from the graph: operands of products and of nonlinear ops, once
+each; what only moves, adds or sums is not kept. A region may keep all that, keep only what it
+reads from outside and compute again, or send either to the host and fetch it back. Scores and
+loss may go in parts of the rows (`shard_head`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import attrs
+from torch import fx
+
+from quire.capture.program import Program
+from quire.cost.collectives import Topology
+from quire.errors import BudgetError
+from quire.flow.registry import flow_of
+from quire.plan.shard_head import Head
+from quire.plan.shard_keep import Keep, Region, Row, choices
+from quire.plan.shard_plan import Placed, Site
+
+HEAD_PARTS = (1, 2, 4, 8, 16, 32, 64)
+
+STATE_BYTES = 16
+"""Per parameter: half-precision weight and gradient, fp32 weight and two moments of Adam."""
+
+
+@attrs.frozen
+class Needs:
+    """What a step needs of one device, before anything is chosen: its regions, the parameters of
+    the model, and bytes: kept outside the regions, worked with at once, and that of all scores,
+    with the seconds to make them again."""
+
+    regions: tuple[Region, ...]
+    parameters: int
+    ranks: int
+    outside: int
+    working: int
+    scored: int = 0
+    again: float = 0.0
+
+    @property
+    def states(self) -> int:
+        """All states spread over the ranks, and two layers' weights and gradients brought here."""
+        layers = max(len(self.regions), 1)
+        return STATE_BYTES * self.parameters // self.ranks + 2 * 2 * self.parameters // layers
+
+
+@attrs.frozen
+class Memory:
+    """Predicted bytes of one device at the peak of a step."""
+
+    budget: int | None
+    states: int
+    outside: int
+    regions: tuple[tuple[Region, Keep], ...]
+    working: int
+    extra_seconds: float
+    head_parts: int = 1
+    """Parts that scores and loss are computed in."""
+    needs: Needs | None = None
+
+    @property
+    def peak(self) -> int:
+        return self.states + self.outside + self.working + self.kept
+
+    @property
+    def kept(self) -> int:
+        """Bytes of all regions when the last of them is done, and of the one under way in backward
+        that was computed again or fetched back."""
+        return Row.of(self.regions).held
+
+    def how(self, module: str) -> Keep:
+        for region, how in self.regions:
+            if region.module == module:
+                return how
+        return "keep"
+
+    def explain(self) -> str:
+        counts: dict[str, int] = {}
+        for _, how in self.regions:
+            counts[how] = counts.get(how, 0) + 1
+        shown = ", ".join(f"{n} {how}" for how, n in sorted(counts.items())) or "none"
+        budget = "none" if self.budget is None else f"{self.budget / 2**30:.2f} GiB"
+        return (
+            f"memory (predicted): peak {self.peak / 2**30:.2f} GiB, budget {budget}; states "
+            f"{self.states / 2**30:.2f}, outside layers {self.outside / 2**30:.2f}, working "
+            f"{self.working / 2**30:.2f} GiB; layers: {shown}; scores and loss in "
+            f"{self.head_parts} parts; {self.extra_seconds:.3f} s extra"
+        )
+
+
+def regions_of(sites: tuple[Site, ...], paths: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Site node → module of its region; `paths` gives each site's modules, outermost first."""
+    count: dict[str, int] = {}
+    for site in sites:
+        for path in dict.fromkeys(paths[site.node]):
+            count[path] = count.get(path, 0) + 1
+    return {site.node: next((p for p in paths[site.node] if count[p] == 1), "") for site in sites}
+
+
+def plan_memory(
+    program: Program,
+    sites: tuple[Site, ...],
+    places: Mapping[fx.Node, Placed | None],
+    rows: Callable[[int], int],
+    topology: Topology,
+    *,
+    ranks: int,
+    budget: int | None,
+    held: int,
+    head: Head | None = None,
+) -> Memory:
+    """The choice with the least extra time that keeps `budget` (None: keep everything).
+
+    `rows` gives a rank's rows of a sequence; `held` are the bytes the largest attention holds.
+    Parameters and their states are counted as spread over all ranks (FSDP).
+
+    Raises BudgetError naming what binds if nothing fits.
+    """
+    paths = {
+        n.name: tuple(p for p, _ in n.meta.get("nn_module_stack", {}).values() if p)
+        for n in program.graph.nodes
+    }
+    home = set(regions_of(sites, paths).values()) - {""}
+    inside: dict[fx.Node, str] = {
+        n: next((p for p in paths[n.name] if p in home), "") for n in program.graph.nodes
+    }
+    nbytes = {n: _bytes(program, n, places, rows) for n in program.infos}
+    scores = set(head.scores if head is not None else ())
+    kept: dict[str, int] = {}
+    border: dict[str, int] = {}
+    flops: dict[str, float] = {}
+    largest: dict[str, int] = {}
+    counted: set[fx.Node] = set()
+    for node in program.infos:
+        # What the attentions do without (masks, repeated keys) has no place.
+        if node.op == "placeholder" or node not in places:
+            continue
+        if node in scores:
+            continue
+        where = inside[node]
+        largest[where] = max(largest.get(where, 0), nbytes[node])
+        readers = [program.ops[u] for u in node.users if u in program.ops and u in places]
+        if any(_keeps(op) for op in readers):
+            base = _base(program, node)
+            if base not in counted and base.op != "placeholder":
+                counted.add(base)
+                kept[where] = kept.get(where, 0) + nbytes[node]
+        if any(inside[u] not in ("", where) for u in node.users):
+            for other in {inside[u] for u in node.users} - {"", where}:
+                border[other] = border.get(other, 0) + nbytes[node]
+    for node, op in program.ops.items():
+        if node not in places:
+            continue
+        where = inside[node]
+        share = _share(program, node, places, rows)
+        flops[where] = flops.get(where, 0.0) + float(flow_of(op).flops) * share
+    parameters = sum(
+        math.prod(int(s) for s in program.info(i.node).shape)
+        for i in program.inputs
+        if i.kind == "parameter"
+    )
+    regions = tuple(
+        Region(m, kept.get(m, 0), border.get(m, 0), flops.get(m, 0.0) / topology.flops)
+        for m in sorted(home)
+    )
+    needs = Needs(
+        regions,
+        parameters,
+        ranks,
+        kept.get("", 0),
+        held + 3 * max(largest.values(), default=0),
+    )
+    if head is not None:
+        again = float(flow_of(program.ops[head.linear]).flops) / topology.flops
+        again *= _share(program, head.linear, places, rows)
+        needs = attrs.evolve(needs, scored=3 * max(nbytes[n] for n in head.scores), again=again)
+    return fit(needs, budget, topology.host)
+
+
+def fit(needs: Needs, budget: int | None, host: float) -> Memory:
+    """The least extra seconds within `budget` and `host` bytes, over all choices and parts of the
+    scores. Raises BudgetError naming what binds if nothing fits."""
+    rows = choices(needs.regions, host)
+    able: list[Memory] = []
+    lowest: Memory | None = None
+    for parts in HEAD_PARTS if needs.scored else (1,):
+        again = needs.again if parts > 1 else 0.0
+        # Scores, their gradient, and one more while one is made from the other.
+        working = max(needs.working, needs.scored // parts)
+        for row in rows:
+            found = Memory(
+                budget,
+                needs.states,
+                needs.outside,
+                row.hows,
+                working,
+                row.seconds + again,
+                parts,
+                needs,
+            )
+            lowest = found if lowest is None or found.peak < lowest.peak else lowest
+            if budget is None or found.peak <= budget:
+                able.append(found)
+    if able:
+        return min(able, key=lambda m: (m.extra_seconds, m.head_parts, m.peak))
+    assert lowest is not None
+    raise BudgetError(
+        f"no plan fits {budget} bytes a device; the best needs {lowest.peak} bytes",
+        best=None,
+        binding=(
+            f"parameters, gradients and optimiser: {lowest.states} bytes",
+            f"outside layers (embedding, head, loss): {lowest.outside} bytes",
+            f"largest working set: {lowest.working} bytes",
+            f"layers, recomputed or offloaded: {lowest.kept} bytes",
+        ),
+        fix="more devices, more memory, or a shorter sequence",
+    )
+
+
+def _keeps(op: object) -> bool:
+    """Whether an op's gradient reads its operands: it multiplies two tensors, or is no linear map
+    of one."""
+    flow = flow_of(op)  # type: ignore[arg-type]
+    if getattr(op, "is_view", False) or not flow.axes:
+        return False
+    name = op.target._schema.name.removeprefix("aten::")  # type: ignore[attr-defined]
+    return name not in _LINEAR
+
+
+_LINEAR = {
+    "add",
+    "sub",
+    "neg",
+    "cat",
+    "clone",
+    "_to_copy",
+    "sum",
+    "mean",
+    "slice",
+    "stack",
+    "expand",
+    "constant_pad_nd",
+    "pad",
+    "contiguous",
+    "to",
+    "full_like",
+    "zeros_like",
+    "embedding",
+    "arange",
+}
+"""Ops that are linear in each operand by itself: nothing of theirs is kept."""
+
+
+def _base(program: Program, node: fx.Node) -> fx.Node:
+    """The tensor whose memory `node` is a view of."""
+    while (op := program.ops.get(node)) is not None and op.is_view and op.operands:
+        node = op.operands[0].node
+    return node
+
+
+def _bytes(
+    program: Program,
+    node: fx.Node,
+    places: Mapping[fx.Node, Placed | None],
+    rows: Callable[[int], int],
+) -> int:
+    info, placed = program.info(node), places.get(node)
+    whole = math.prod(int(s) for s in info.shape) * info.dtype.itemsize
+    if placed is None or not placed.size:
+        return whole
+    return whole // placed.size * rows(placed.size)
+
+
+def _share(
+    program: Program,
+    node: fx.Node,
+    places: Mapping[fx.Node, Placed | None],
+    rows: Callable[[int], int],
+) -> float:
+    """A rank's part of an op's work."""
+    placed = places.get(node)
+    if placed is None or not placed.size:
+        return 1.0
+    return rows(placed.size) / placed.size

@@ -1,0 +1,239 @@
+"""`quire.shard`: capture → sites → order and ways → places → lines → module tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+import quire.flow.rules  # noqa: F401  (fills the table of rules)
+from quire.apply.shard import shard_lines
+from quire.apply.shard_code import functions
+from quire.budget import Memory, parse_budget
+from quire.capture.export import from_exported
+from quire.capture.program import Program
+from quire.capture.training import export_training
+from quire.cost.collectives import TOPOLOGIES, Topology
+from quire.errors import CaptureError, InputError, QuireError
+from quire.flow.registry import flow_of
+from quire.plan.layout import Layout
+from quire.plan.shard import choose
+from quire.plan.shard_cost import flops_of
+from quire.plan.shard_flow import Placer, Spreading
+from quire.plan.shard_head import find_head, only_losses
+from quire.plan.shard_memory import Memory as DeviceMemory
+from quire.plan.shard_memory import plan_memory
+from quire.plan.shard_plan import Candidate, ShardPlan, Site, Way
+from quire.plan.shard_sites import find_sites
+from quire.plan.shard_time import StepTime, step_time
+from quire.runtime.sharded import Built, shard_tree
+
+
+def shard(
+    model: nn.Module,
+    example: Mapping[str, Any] | Sequence[Any],
+    *,
+    mesh: DeviceMesh,
+    memory: Memory = None,
+    links: str | Topology | None = None,
+    ways: Sequence[Way] | None = None,
+    inputs: str = "whole",
+    outputs: str = "part",
+    reduce_gradients: bool = True,
+) -> nn.Module:
+    """`model` with its sequence spread over the one dim of `mesh`, forward and backward.
+
+    `example` is a batch at full length: keyword inputs, or a sequence of positional ones. The
+    result takes whole batches, of any length, or with `inputs="part"` this rank's rows of a batch
+    like the example, by `model.plan.layout(size).runs(rank)`. Parameters are shared with `model`.
+    Losses are whole on every rank; other outputs hold this rank's rows (`outputs="part"`), all
+    (`"whole"`), or are None (`"loss"`: then scores need not be there all at once). Parameter
+    gradients are averaged over the mesh dim after backward, unless `reduce_gradients` is False:
+    then leave that to DDP or FSDP2 over data × sequence ranks.
+
+    `memory` is a budget per device for a training step ("70GiB", bytes); layers are recomputed
+    or offloaded where it asks for that.
+
+    `links` is a name of `quire.cost.collectives.TOPOLOGIES`; `ways` restricts the planner to some
+    of "ulysses", "ring", "gathered", "hybrid".
+
+    Raises CaptureError (the model cannot be captured, or has no attention to shard), InputError.
+    """
+    if mesh.ndim != 1:
+        raise InputError(
+            f"the mesh has {mesh.ndim} dims",
+            allowed="one dim, the sequence's",
+            fix='give the part of it: mesh["sp"]',
+        )
+    if outputs not in ("part", "whole", "loss"):
+        raise InputError(f"outputs={outputs!r}", allowed='"part", "whole" or "loss"')
+    if inputs not in ("whole", "part"):
+        raise InputError(f"inputs={inputs!r}", allowed='"whole" or "part"')
+    args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
+    topology = topology_of(links, mesh.device_type)
+    budget = device_budget(memory)
+
+    def build(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Built:
+        program = from_exported(export_training(model, args, kwargs))
+        if outputs == "loss":
+            program = only_losses(program)
+        plan = plan_shards(program, mesh.size(), topology, ways=ways, budget=budget)
+        return built(model, program, plan, whole_outputs=outputs == "whole")
+
+    return shard_tree(
+        model,
+        mesh,
+        build,
+        args,
+        kwargs,
+        reduce_gradients=reduce_gradients,
+        parts=inputs == "part",
+    )
+
+
+def built(
+    model: nn.Module, program: Program, plan: ShardPlan, *, whole_outputs: bool = False
+) -> Built:
+    """The functions of every submodule for one captured program and its plan."""
+    lines = shard_lines(program, plan, whole_outputs=whole_outputs)
+    return Built(program, plan, lines, functions(lines, names_of(model, program)))
+
+
+def plan_shards(
+    program: Program,
+    ranks: int,
+    topology: Topology,
+    *,
+    ways: Sequence[Way] | None = None,
+    budget: int | None = None,
+) -> ShardPlan:
+    """The plan of a captured training step (or prefill) for `ranks` ranks; `budget` in bytes of
+    a device.
+
+    Raises BudgetError if nothing fits.
+    """
+    if program.symbols:
+        raise InputError("a program with free lengths", fix="capture it at one length")
+    sites = find_sites(program)
+    if not sites:
+        raise CaptureError(
+            "the model has no fused attention to shard",
+            allowed="models that call torch.nn.functional.scaled_dot_product_attention",
+            fix='for Hugging Face models: attn_implementation="sdpa"',
+        )
+    choice = choose(sites, ranks, topology, room=budget, ways=ways)
+    spreading = Placer(program, sites, ranks, choice.orders[0]).run()
+    held = max((c.held for c in choice.chosen), default=0)
+    head = find_head(program, spreading.steps, spreading.places)
+    memory = plan_memory(
+        program,
+        sites,
+        spreading.places,
+        lambda size: Layout(size, ranks, choice.orders[0]).local,
+        topology,
+        ranks=ranks,
+        budget=budget,
+        held=held,
+        head=head,
+    )
+    inputs = tuple(
+        (i.target, at)
+        for i in program.users_inputs()
+        if (at := spreading.wants.get(i.node)) is not None
+    )
+    return ShardPlan(
+        ranks=ranks,
+        order=choice.orders[0],
+        sites=sites,
+        chosen=choice.chosen,
+        candidates=choice.tried,
+        steps=tuple(spreading.steps.values()),
+        inputs=inputs,
+        outputs=tuple(
+            spreading.places.get(o) if isinstance(o, fx.Node) else None for o in program.outputs
+        ),
+        notes=spreading.notes,
+        memory=memory,
+        links=topology.name,
+        time=_time(program, spreading, sites, choice.chosen, memory, ranks, topology),
+        head=() if head is None else tuple(n.name for n in head.scores),
+        head_parts=memory.head_parts,
+    )
+
+
+def _time(
+    program: Program,
+    spreading: Spreading,
+    sites: tuple[Site, ...],
+    chosen: tuple[Candidate, ...],
+    memory: DeviceMemory,
+    ranks: int,
+    topology: Topology,
+) -> StepTime:
+    """Backward does twice what forward does."""
+    whole = local = 0.0
+    attentions = {s.node for s in sites}
+    for node, step in spreading.steps.items():
+        if node.name in attentions:
+            continue
+        flops = 3 * float(flow_of(program.ops[node]).flops)
+        whole += flops
+        local += flops if step.kind in ("whole", "fixed") else flops / ranks
+    return step_time(
+        chosen,
+        whole,
+        local,
+        sum(flops_of(s) for s in sites) / (topology.attention or topology.flops),
+        memory.needs.parameters if memory.needs else 0,
+        memory.extra_seconds,
+        ranks,
+        topology,
+    )
+
+
+def device_budget(memory: Memory) -> int | None:
+    """A budget per device in bytes. Raises QuireError for what is none."""
+    if isinstance(memory, float) or memory == "min":
+        raise QuireError(
+            f"memory={memory!r} for devices", allowed='bytes, or a text such as "70GiB"'
+        )
+    found = parse_budget(memory, 0)
+    return None if found is None else int(found)
+
+
+def topology_of(links: str | Topology | None, device: str) -> Topology:
+    if isinstance(links, Topology):
+        return links
+    if links is None:
+        name = torch.cuda.get_device_name().lower() if device == "cuda" else "cpu"
+        return next((t for k, t in TOPOLOGIES.items() if k in name), TOPOLOGIES["h100"])
+    if links.lower() not in TOPOLOGIES:
+        raise QuireError(
+            f"no preset {links!r} for links", allowed=", ".join(TOPOLOGIES), fix="name one of these"
+        )
+    return TOPOLOGIES[links.lower()]
+
+
+def names_of(model: nn.Module, program: Program) -> dict[str, list[str]]:
+    """All names of each parameter, buffer and constant of `program` in the module tree."""
+    by_tensor: dict[int, list[str]] = {}
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in named:
+        by_tensor.setdefault(id(tensor), []).append(name)
+    group = {name: names for names in by_tensor.values() for name in names}
+    return {
+        i.target: group.get(i.target, [constant_name(i.target)])
+        for i in program.inputs
+        if i.kind != "user"
+    }
+
+
+def constant_name(target: str) -> str:
+    """The root's buffer that holds a constant lifted out of the model's code."""
+    return "quire_constant_" + target.replace(".", "_")

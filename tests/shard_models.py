@@ -1,0 +1,64 @@
+"""Small models of six families, and a batch of each, for the tests of `quire.shard`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import nn
+
+WORDS, WIDTH, SEED = 97, 32, 0
+FAMILIES = ("llama", "gpt2", "qwen3", "bert", "vit", "mixtral")
+
+
+def build(
+    family: str, size: int, dtype: torch.dtype = torch.float32, packed: bool = False
+) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A model in training mode and a batch of two with labels, some of them ignored."""
+    torch.manual_seed(SEED)
+    ids = torch.randint(WORDS, (2, size))
+    labels = ids.clone()
+    labels[:, 3:5] = -100
+    batch = {"input_ids": ids, "labels": labels}
+    common: dict[str, Any] = {
+        "vocab_size": WORDS,
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 512,
+    }
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    grouped = {"num_attention_heads": 8, "num_key_value_heads": 4, "use_cache": False}
+    if family == "llama":
+        model = hf.LlamaForCausalLM(hf.LlamaConfig(**common, **grouped))
+    elif family == "qwen3":
+        # One layer of full attention, one of a sliding window; fewer key heads than 4 ranks.
+        grouped["num_key_value_heads"] = 2
+        sliding = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+        model = hf.Qwen3ForCausalLM(hf.Qwen3Config(**common, **grouped, **sliding, head_dim=8))
+    elif family == "mixtral":
+        experts = {"num_local_experts": 4, "sliding_window": None}
+        model = hf.MixtralForCausalLM(hf.MixtralConfig(**common, **grouped, **experts))
+    elif family == "gpt2":
+        quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        shape = {"vocab_size": WORDS, "n_embd": WIDTH, "n_layer": 2, "n_head": 3 + 1}
+        model = hf.GPT2LMHeadModel(hf.GPT2Config(**shape, **quiet, use_cache=False))
+    elif family == "bert":
+        model = hf.BertForMaskedLM(hf.BertConfig(**common, **still, num_attention_heads=4))
+        batch["attention_mask"] = torch.ones_like(ids)
+        batch["attention_mask"][0, -4:] = 0
+    else:
+        # 16 patches and the class token: 17, a prime number of rows.
+        shape = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2}
+        shape |= {"num_attention_heads": 4, "image_size": 32, "patch_size": 8, "num_labels": 5}
+        model = hf.ViTForImageClassification(hf.ViTConfig(**shape, **still))
+        batch = {
+            "pixel_values": torch.randn(2, 3, 32, 32).to(dtype),
+            "labels": torch.tensor([1, 3]),
+        }
+    if packed:
+        first = size // 3
+        places = torch.cat([torch.arange(first), torch.arange(size - first)])
+        batch["position_ids"] = places.expand(2, -1).contiguous()
+    return model.to(dtype).train(), batch
