@@ -2,7 +2,9 @@
 # make test      set up and run the tests
 # make check     lint, format, types, import contracts, the audit of the flow rules
 # make bench     the measurements of docs/benchmarks.md
+# make sanitize  a kernel under the address, thread and undefined-behaviour sanitizers
 # make coverage  the table of docs/coverage.md
+# make coverage-onnx  the table of docs/coverage-onnx.md: ONNX's own tests (half an hour)
 # make picture   docs/timeline.png
 # make mutants   500 wrong programs for the prover, none accepted; honest ones, none refused
 # make agree     every obligation of three whole models, by Z3 and by cvc5
@@ -18,7 +20,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench coverage picture mutants agree proving format clean
+.PHONY: demo test check bench sanitize coverage coverage-onnx picture mutants agree proving format clean
 
 # torch goes first and alone: it is the large one, and the rest then builds on the one chosen.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -49,6 +51,12 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+sanitize: $(INSTALLED)
+	$(BIN)/python tools/sanitize.py
+
+coverage-onnx: $(INSTALLED)
+	$(BIN)/python tools/coverage_onnx.py
 
 coverage: $(INSTALLED)
 	$(BIN)/python tools/coverage.py

@@ -9,6 +9,7 @@ from quire.errors import (
     QuireError,
     RankError,
 )
+from quire.fusing import fuse
 from quire.pipeline import chunk, load, tradeoff
 from quire.sharding import shard
 from quire.verify.certificate import Certificate, verify
@@ -26,6 +27,7 @@ __all__ = [
     "RefutedError",
     "UnprovedError",
     "chunk",
+    "fuse",
     "load",
     "machine",
     "shard",

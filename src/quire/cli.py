@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import logging
 import os
@@ -41,6 +42,7 @@ from quire.cli_options import (
 )
 from quire.cli_proof import dynamic_shapes
 from quire.errors import BudgetError, QuireError
+from quire.fuse_cli import Files, compile_target, parse_dims
 from quire.measure import environment, peak_rise
 from quire.plan.plan import Plan
 from quire.report.progress import Bar
@@ -204,6 +206,56 @@ def tradeoff(
 
 app.command()(reported(cli_proof.prove))
 app.command()(reported(cli_proof.verify))
+
+
+@app.command()
+@reported
+def run(
+    folder: Annotated[Path, typer.Argument(help="A local Hugging Face folder of a causal LM.")],
+    prompt: Annotated[str, typer.Option(help="What the model continues.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
+    max_length: Annotated[int, typer.Option(help="Prompt and continuation, in tokens.")] = 2048,
+    weights: Annotated[str | None, typer.Option(help="int8 or int4: quantise on load.")] = None,
+    dtype: Dtype = "bfloat16",
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Worker threads.")] = None,
+) -> None:
+    """Continue a prompt with the whole model as one native function a token."""
+    # transformers is optional: only this command needs it.
+    importlib.import_module("quire.decode_cli").stream(
+        folder, prompt, max_new_tokens, max_length, weights, dtype, sample, threads, out, err
+    )
+
+
+@app.command()
+@reported
+def fuse(
+    target: TargetArgument,
+    seq: Seq = None,
+    batch: Batch = None,
+    attn: Attn = None,
+    dtype: Dtype = None,
+    weights: Annotated[str | None, typer.Option(help="int8 or int4: quantise on load.")] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option(help="NAME=SIZE: the largest size of an ONNX file's dim.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", help="Write a shared library, weights inside.")
+    ] = None,
+    header: Annotated[Path | None, typer.Option(help="Write the library's C header.")] = None,
+    source: Annotated[Path | None, typer.Option(help="Write the C++ source here.")] = None,
+) -> None:
+    """Compile a model's graph to one native function, and compare with the original."""
+    _writable(output, header, source)
+    compile_target(
+        target,
+        _options(seq, batch, attn, dtype, None),
+        Files(output, header, source),
+        weights=weights,
+        dims=parse_dims(dim or ()),
+        out=out,
+        err=err,
+    )
 
 
 @app.command()

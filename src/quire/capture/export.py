@@ -71,16 +71,23 @@ def capture(
     return from_exported(export(model, args, kwargs, dynamic_shapes))
 
 
-def from_exported(exported: ExportedProgram) -> Program:
+def from_exported(exported: ExportedProgram, *, writes: bool = False) -> Program:
     """An exported program as a `Program`: decomposed no further than to functional ATen, so that
-    composites with a fast kernel (linear, SDPA, norms, softmax, convolutions) stay whole."""
+    composites with a fast kernel (linear, SDPA, norms, softmax, convolutions) stay whole.
+
+    With `writes`, a user's input that the model changes in place is allowed: its new value is
+    an entry of `Program.writes`, not an output.
+    """
     with torch.no_grad(), warnings.catch_warnings():
         # torch's own use of its deprecated LeafSpec.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         exported = exported.run_decompositions({})
     signature = exported.graph_signature
+    changed: list[str] = []
     for spec in signature.output_specs:
-        if spec.kind is not OutputKind.USER_OUTPUT:
+        if writes and spec.kind is OutputKind.USER_INPUT_MUTATION:
+            changed.append(str(spec.target))
+        elif spec.kind is not OutputKind.USER_OUTPUT:
             raise CaptureError(
                 f"the model changes its {spec.kind.name.lower().replace('_', ' ')} {spec.target}",
                 allowed="models whose forward changes no buffer, parameter or input",
@@ -111,8 +118,12 @@ def from_exported(exported: ExportedProgram) -> Program:
         inputs.append(Input(node, kind, target))  # type: ignore[arg-type]
     clean(graph)
     infos, sizes, ops = tables(graph)
+    # Values written into inputs come first among the graph's outputs.
+    returned = next(n for n in graph.nodes if n.op == "output").args[0]
+    named = {str(n.target): n for n in placeholders}
+    written = {named[name]: node for name, node in zip(changed, returned, strict=False)}
     state = {**exported.state_dict, **exported.constants}
-    leaves = pytree.tree_leaves(next(n for n in graph.nodes if n.op == "output").args[0])
+    leaves = pytree.tree_leaves(returned)[len(changed) :]
     users = [i.node for i in inputs if i.kind == "user"]
     return Program(
         graph=graph,
@@ -127,6 +138,7 @@ def from_exported(exported: ExportedProgram) -> Program:
         out_spec=cast(pytree.TreeSpec, exported.call_spec.out_spec),
         constants=constants,
         paths=paths,
+        writes=written,
     )
 
 

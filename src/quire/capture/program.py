@@ -178,6 +178,8 @@ class Program:
     """The user's inputs that are not tensors, fixed at capture, by their path."""
     paths: tuple[str, ...] = ()
     """Path of every leaf of the user's `(args, kwargs)`, in order."""
+    writes: Mapping[fx.Node, fx.Node] = attrs.field(factory=dict)
+    """Inputs that the model changes in place, and the value each has after the call."""
 
     @property
     def hints(self) -> dict[sympy.Symbol, int]:

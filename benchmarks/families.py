@@ -1,0 +1,196 @@
+"""Each family of causal LMs at its real width and two layers: right, and the same every time.
+
+    python -m benchmarks.families llama qwen3 gpt2
+    python -m benchmarks.families --all
+
+For each family, in a process of its own, with seeded random float32 weights: logits over 32
+tokens of a decoding kernel against eager float32 and, where memory allows, float64; greedy tokens
+of `fast.generate` against Hugging Face's over 200 steps; logits of 1, 2 and 3 threads and of a
+second run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+import transformers as hf
+
+from benchmarks.measure import MARK, ROOT
+from benchmarks.record import save, table
+from quire.fusing import fuse
+from quire.runtime.native import NativeKernel
+
+QUIET: dict[str, Any] = dict(bos_token_id=None, eos_token_id=None, pad_token_id=0)
+
+
+def _config(name: str, **sizes: Any) -> Any:
+    return getattr(hf, name)(**{"num_hidden_layers": 2, **QUIET, **sizes})
+
+
+# The published sizes of each model, but for the number of layers.
+CONFIGS = {
+    "llama": lambda: _config(
+        "LlamaConfig", vocab_size=128256, hidden_size=2048, intermediate_size=8192,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+    ),
+    "mistral": lambda: _config(
+        "MistralConfig", vocab_size=32000, hidden_size=4096, intermediate_size=14336,
+        num_attention_heads=32, num_key_value_heads=8, sliding_window=4096,
+    ),
+    "qwen2": lambda: _config(
+        "Qwen2Config", vocab_size=151936, hidden_size=896, intermediate_size=4864,
+        num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
+    ),
+    "qwen3": lambda: _config(
+        "Qwen3Config", vocab_size=151936, hidden_size=1024, intermediate_size=3072,
+        num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
+    ),
+    "gemma2": lambda: _config(
+        "Gemma2Config", vocab_size=256000, hidden_size=2304, intermediate_size=9216,
+        num_attention_heads=8, num_key_value_heads=4, head_dim=256,
+    ),
+    "gemma3": lambda: _config(
+        "Gemma3TextConfig", vocab_size=262144, hidden_size=1152, intermediate_size=6912,
+        num_attention_heads=4, num_key_value_heads=1, head_dim=256, sliding_window=512,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "phi": lambda: _config(
+        "PhiConfig", vocab_size=51200, hidden_size=2560, intermediate_size=10240,
+        num_attention_heads=32,
+    ),
+    "phi3": lambda: _config(
+        "Phi3Config", vocab_size=32064, hidden_size=3072, intermediate_size=8192,
+        num_attention_heads=32, num_key_value_heads=32,
+    ),
+    "gpt2": lambda: hf.GPT2Config(n_layer=2, **QUIET),
+    "mixtral": lambda: _config(
+        "MixtralConfig", vocab_size=32000, hidden_size=4096, intermediate_size=14336,
+        num_attention_heads=32, num_key_value_heads=8, num_local_experts=8, num_experts_per_tok=2,
+    ),
+    "qwen2-moe": lambda: _config(
+        "Qwen2MoeConfig", vocab_size=151936, hidden_size=2048, intermediate_size=5632,
+        num_attention_heads=16, num_key_value_heads=16, num_experts=60, num_experts_per_tok=4,
+        moe_intermediate_size=1408, shared_expert_intermediate_size=5632,
+    ),
+}  # fmt: skip
+
+TOKENS, STEPS, DOUBLE = 32, 200, 1 << 30
+"""Positions whose logits are compared; greedy steps; parameters up to which float64 is run."""
+
+
+def _logits(fast: Any, kernel: NativeKernel, ids: torch.Tensor) -> torch.Tensor:
+    """Of every position, one kernel call each."""
+    before, fast.kernel = fast.kernel, kernel
+    cache = fast.new_cache(ids.shape[0])
+    cache.lengths = torch.zeros(ids.shape[0], dtype=torch.long)
+    found = [fast(ids[:, t : t + 1], past_key_values=cache).logits[:, 0] for t in range(TOKENS)]
+    fast.kernel = before
+    return torch.stack(found, 1)
+
+
+def measure(name: str, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model: Any = hf.AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval()
+    started = time.perf_counter()
+    fast = fuse(model, max_length=256, max_batch=2)
+    seconds = time.perf_counter() - started
+    ids = torch.randint(model.config.vocab_size, (2, TOKENS))
+    plan = fast.kernel.plan
+    got = _logits(fast, NativeKernel(plan, threads=2), ids)
+    same = [torch.equal(got, _logits(fast, NativeKernel(plan, threads=n), ids)) for n in (1, 2, 3)]
+    with torch.no_grad():
+        eager = model(ids, use_cache=False).logits
+    count = sum(p.numel() for p in model.parameters())
+    exact = None
+    if count <= DOUBLE:
+        config = copy.deepcopy(model.config)
+        config._experts_implementation = "batched_mm"  # the default has no float64
+        double: Any = type(model)(config)
+        double.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            exact = double.double().eval()(ids, use_cache=False).logits
+        del double
+    prompt = dict(
+        input_ids=ids[:1, :8],
+        attention_mask=torch.ones(1, 8, dtype=torch.long),
+        max_new_tokens=STEPS,
+        do_sample=False,
+    )
+    ours, theirs = fast.generate(**prompt), model.generate(**prompt)
+
+    def off(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a.double() - b.double()).abs().max())
+
+    return {
+        "key": name,
+        "family": name,
+        "parameters": count,
+        "fuse_seconds": seconds,
+        "largest_logit": float(eager.abs().max()),
+        "difference": off(got, eager),
+        "error": None if exact is None else off(got, exact),
+        "eager_error": None if exact is None else off(eager, exact),
+        "greedy_steps": STEPS,
+        "greedy_equal": bool(torch.equal(ours, theirs)),
+        "bit_identical": all(same),
+    }
+
+
+HEAD = (
+    "family", "parameters", "difference from eager", "error, float64", "eager's own",
+    "200 greedy tokens", "same bits, 1, 2, 3 threads",
+)  # fmt: skip
+
+
+def summary(row: dict[str, Any]) -> list[object]:
+    def small(value: float | None) -> str:
+        return "–" if value is None else f"{value / row['largest_logit']:.1e}"
+
+    if "error_text" in row:
+        return [row["family"], row["error_text"], *["–"] * 5]
+    return [
+        row["family"], f"{row['parameters'] / 1e6:.0f} M", small(row["difference"]),
+        small(row["error"]), small(row["eager_error"]),
+        "equal" if row["greedy_equal"] else "DIFFERENT", "yes" if row["bit_identical"] else "NO",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("families", nargs="*", choices=CONFIGS, metavar="family")
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--threads", type=int, default=2, help="of eager")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        print(MARK + json.dumps(measure(given.families[0], given.threads)), flush=True)
+        return
+    rows = []
+    for name in list(CONFIGS) if given.all else given.families:
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.families", name, "--worker"]
+        command += ["--threads", str(given.threads)]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        lines = [x for x in run.stdout.splitlines() if x.startswith(MARK)]
+        if lines:
+            rows.append(json.loads(lines[-1].removeprefix(MARK)))
+        else:
+            text = (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[-1]
+            rows.append({"key": name, "family": name, "error_text": text[:200]})
+        print(table(HEAD, [summary(rows[-1])]).splitlines()[-1], flush=True)
+    save("families", rows, {"device": "cpu", "dtype": "float32", "tokens": TOKENS})
+    print(table(HEAD, [summary(row) for row in rows]))
+
+
+if __name__ == "__main__":
+    main()

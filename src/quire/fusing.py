@@ -1,0 +1,123 @@
+"""The fused path: capture → lower → schedule → render → build → bind."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+import quire.flow.rules  # noqa: F401  (fills the table of rules)
+from quire.capture.decode import capture_decode
+from quire.capture.export import export, from_exported
+from quire.errors import CaptureError, QuireError
+from quire.fused import Fused
+from quire.kernel.compile import compile_program
+from quire.runtime.native import NativeKernel
+
+PREFILL_MEMORY = 256 << 20
+"""Bytes of intermediates that a prompt's part may need, by default."""
+
+Progress = Callable[[str, int, int], None]
+
+SCHEMES = {None: "", "int8": "int8", "int4": "int4"}
+
+
+def fuse(
+    model: nn.Module | ExportedProgram | str | Path,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    max_length: int = 4096,
+    max_batch: int = 8,
+    weights: str | None = None,
+    threads: int | None = None,
+    dynamic_shapes: Any = None,
+    dims: Mapping[str, int] | None = None,
+    prefill_memory: int = PREFILL_MEMORY,
+    progress: Progress = lambda *_: None,
+) -> Any:
+    """`model` as one native function on this machine's CPU.
+
+    A Hugging Face causal LM gives a `FusedCausalLM`: `generate` as users know it, one kernel call
+    a token, for up to `max_batch` rows of up to `max_length` tokens. Any other module (with the
+    `args` and `kwargs` of one call), a `torch.export` program, or a `.pt2` or `.onnx` file gives a
+    `Fused` to be called like the original; `dynamic_shapes` is spelled as for torch.export and
+    needs an upper end for each dim. `dims` gives the largest size of each dim that an ONNX file
+    names without a size.
+
+    `weights`: None as they are, "int8" or "int4" in groups of 32 (the kernel then equals the
+    graph with the dequantised weights). `threads`: default all that this process may use.
+
+    Raises CaptureError, MissingRuleError, or QuireError (no compiler).
+    """
+    if weights not in SCHEMES:
+        raise QuireError(f"weights={weights!r}", allowed="None, 'int8', 'int4'")
+    scheme = SCHEMES[weights]
+    if isinstance(model, str | Path):
+        model = _from_file(Path(model), dims)
+    if isinstance(model, nn.Module) and not args and not kwargs:
+        if not (hasattr(model, "generate") and hasattr(model, "config")):
+            raise CaptureError(
+                f"no arguments for a call of {type(model).__name__}",
+                allowed="a Hugging Face causal LM alone, or a module with the inputs of one call",
+                fix="quire.fuse(model, args, kwargs)",
+            )
+        if max_length < 2 or max_batch < 1:
+            raise QuireError(
+                f"max_length={max_length}, max_batch={max_batch}", allowed="2 and 1 up"
+            )
+        progress("capturing a decode step", 0, 0)
+        step = capture_decode(model, max_length, max_batch)
+        progress("planning phases", 0, 0)
+        longest = {s.name: max_batch for s in step.program.symbols}
+        plan = compile_program(step.program, scheme, type(model).__name__, longest)
+        progress("compiling C++", 0, 0)
+        kernel = NativeKernel(plan, threads=threads)
+        # transformers is optional; whoever holds such a model has it.
+        generate = importlib.import_module("quire.runtime.generate")
+        return generate.FusedCausalLM(model, step, kernel, prefill_memory=prefill_memory)
+    progress("capturing", 0, 0)
+    exported = (
+        model if isinstance(model, ExportedProgram) else export(model, args, kwargs, dynamic_shapes)
+    )
+    program = from_exported(exported, writes=True)
+    for s in program.symbols:
+        if s.hi is None:
+            raise CaptureError(
+                f"the dim {s.name} of {s.source.name} has no upper end",
+                allowed="dims with a range",
+                fix="dynamic_shapes with torch.export.Dim(name, max=…)",
+            )
+    progress("planning phases", 0, 0)
+    plan = compile_program(program, scheme, type(model).__name__)
+    progress("compiling C++", 0, 0)
+    return Fused(program, NativeKernel(plan, threads=threads))
+
+
+def _from_file(path: Path, dims: Mapping[str, int] | None) -> ExportedProgram:
+    if not path.is_file():
+        raise QuireError("no such file", where=str(path), fix="check the path")
+    if path.suffix == ".pt2":
+        return torch.export.load(path)
+    if path.suffix == ".onnx":
+        try:
+            # onnx is optional; whoever holds such a file can install it.
+            onnx_graph = importlib.import_module("quire.capture.onnx_graph")
+        except ModuleNotFoundError as error:
+            raise QuireError(
+                f"reading ONNX needs the package {error.name}",
+                where=str(path),
+                fix="pip install 'quire[onnx]'",
+            ) from error
+        return onnx_graph.import_onnx(path, dims)
+    raise QuireError(
+        f"a {path.suffix or 'nameless'} file",
+        where=str(path),
+        allowed=".pt2 and .onnx files",
+        fix="export it",
+    )

@@ -1,0 +1,158 @@
+// Products of weight rows with vectors: out[a][b] = Σ_k w[b][k] · x[a][k].
+//
+// Every element is summed the same way whatever the block it falls into: 16 lanes over k, then the
+// lanes in a fixed order. Rows of weights stream from memory once; while a block of rows is worked
+// on, the block after it is prefetched.
+#pragma once
+
+#include "vec.hpp"
+
+namespace quire {
+
+constexpr int ROWS = 4;
+
+template <class W>
+struct Weights {
+    const W* base;
+    index_t step;  // elements from row to row
+    const W* row(index_t b) const { return base + b * step; }
+    static constexpr index_t bytes(index_t k) { return k * index_t(sizeof(W)); }
+};
+
+template <>
+struct Weights<int8_group> {
+    const int8_group* base;
+    index_t step;
+    const int8_group* row(index_t b) const { return base + b * step / 32; }
+    static constexpr index_t bytes(index_t k) { return k / 32 * 34; }
+};
+
+template <>
+struct Weights<int4_group> {
+    const int4_group* base;
+    index_t step;
+    const int4_group* row(index_t b) const { return base + b * step / 32; }
+    static constexpr index_t bytes(index_t k) { return k / 32 * 18; }
+};
+
+template <int R, int C, class W>
+inline void dot_block(
+    const Weights<W>& w, index_t b, const float* const (&x)[C], index_t k, vec (&acc)[R][C],
+    bool ahead) {
+    const W* row[R];
+    for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
+    const index_t next = (w.row(b + R) - w.row(b));
+    index_t i = 0;
+    for (; i + 16 <= k; i += 16) {
+        vec xs[C];
+        for (int c = 0; c < C; ++c) xs[c] = load16(x[c] + i);
+        for (int r = 0; r < R; ++r) {
+            const vec ws = load16(row[r] + i);
+            if (ahead && i % index_t(64 / sizeof(W)) == 0)
+                __builtin_prefetch(row[r] + next + i, 0, 2);
+            for (int c = 0; c < C; ++c) acc[r][c] += ws * xs[c];
+        }
+    }
+    if (i < k)
+        for (int r = 0; r < R; ++r) {
+            const vec ws = load_part(row[r] + i, k - i);
+            for (int c = 0; c < C; ++c) acc[r][c] += ws * load_part(x[c] + i, k - i);
+        }
+}
+
+template <int R, int C>
+inline void dot_block(
+    const Weights<int8_group>& w, index_t b, const float* const (&x)[C], index_t k,
+    vec (&acc)[R][C], bool ahead) {
+    const int8_group* row[R];
+    for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
+    const index_t next = w.row(b + R) - w.row(b);
+    for (index_t g = 0; g < k / 32; ++g)
+        for (int r = 0; r < R; ++r) {
+            const int8_group& group = row[r][g];
+            if (ahead) __builtin_prefetch(row[r] + next + g, 0, 2);
+            const vec scale = splat(half_to_float(group.scale));
+            const vec low = load16(group.value) * scale, high = load16(group.value + 16) * scale;
+            for (int c = 0; c < C; ++c) {
+                acc[r][c] += low * load16(x[c] + g * 32);
+                acc[r][c] += high * load16(x[c] + g * 32 + 16);
+            }
+        }
+}
+
+template <int R, int C>
+inline void dot_block(
+    const Weights<int4_group>& w, index_t b, const float* const (&x)[C], index_t k,
+    vec (&acc)[R][C], bool ahead) {
+    const int4_group* row[R];
+    for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
+    const index_t next = w.row(b + R) - w.row(b);
+    for (index_t g = 0; g < k / 32; ++g)
+        for (int r = 0; r < R; ++r) {
+            const int4_group& group = row[r][g];
+            if (ahead) __builtin_prefetch(row[r] + next + g, 0, 2);
+            const vec scale = splat(half_to_float(group.scale));
+            vec low, high;
+#if defined(__AVX512F__)
+            const __m512i wide = _mm512_cvtepu8_epi32(
+                _mm_loadu_si128(reinterpret_cast<const __m128i*>(group.value)));
+            const __m512 table = _mm512_setr_ps(
+                -8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+            low = (vec)_mm512_permutexvar_ps(wide, table) * scale;
+            high = (vec)_mm512_permutexvar_ps(_mm512_srli_epi32(wide, 4), table) * scale;
+#else
+            for (int i = 0; i < 16; ++i) {
+                low[i] = float((group.value[i] & 15) - 8);
+                high[i] = float((group.value[i] >> 4) - 8);
+            }
+            low *= scale;
+            high *= scale;
+#endif
+            for (int c = 0; c < C; ++c) {
+                acc[r][c] += low * load16(x[c] + g * 32);
+                acc[r][c] += high * load16(x[c] + g * 32 + 16);
+            }
+        }
+}
+
+template <int R, int C, class W>
+inline void dot_tile(
+    float* out, index_t out_a, index_t out_b, const Weights<W>& w, index_t b, const float* x,
+    index_t x_step, index_t a, index_t k, bool ahead) {
+    vec acc[R][C] = {};
+    const float* xs[C];
+    for (int c = 0; c < C; ++c) xs[c] = x + (a + c) * x_step;
+    dot_block<R, C>(w, b, xs, k, acc, ahead);
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c)
+            out[(a + c) * out_a + (b + r) * out_b] = sum16(acc[r][c]);
+}
+
+template <int R, class W>
+inline void dot_rows(
+    float* out, index_t out_a, index_t out_b, const Weights<W>& w, index_t b, const float* x,
+    index_t x_step, index_t as, index_t k) {
+    index_t a = 0;
+    // The first pass over a block brings the block after it; later passes find theirs in cache.
+    if (as == 1) return dot_tile<R, 1>(out, out_a, out_b, w, b, x, x_step, 0, k, true);
+    for (; a + 4 <= as; a += 4) dot_tile<R, 4>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
+    if (as - a >= 2) {
+        dot_tile<R, 2>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
+        a += 2;
+    }
+    if (a < as) dot_tile<R, 1>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
+}
+
+// out[a·out_a + b·out_b] for a < as, b < bs.
+template <class W>
+inline void dot(
+    float* out, index_t out_a, index_t out_b, const W* w, index_t w_step, index_t bs,
+    const float* x, index_t x_step, index_t as, index_t k) {
+    const Weights<W> weights{w, w_step};
+    index_t b = 0;
+    for (; b + ROWS <= bs; b += ROWS)
+        dot_rows<ROWS>(out, out_a, out_b, weights, b, x, x_step, as, k);
+    for (; b < bs; ++b) dot_rows<1>(out, out_a, out_b, weights, b, x, x_step, as, k);
+}
+
+}  // namespace quire

@@ -1,0 +1,114 @@
+// Storage formats of tensors and their conversion to and from float.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace quire {
+
+using index_t = std::int64_t;
+
+inline float from_bits(std::uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline std::uint32_t to_bits(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+struct bf16 {
+    std::uint16_t bits;
+};
+
+struct fp16 {
+    std::uint16_t bits;
+};
+
+// Weights in groups of 32 along the row, one fp16 scale each: 8.5 and 4.5 bits a weight.
+// The nibble i < 16 of an int4 group holds weights i (low) and i + 16 (high), offset by 8.
+struct int8_group {
+    static constexpr index_t size = 32;
+    std::uint16_t scale;
+    std::int8_t value[32];
+};
+
+struct int4_group {
+    static constexpr index_t size = 32;
+    std::uint16_t scale;
+    std::uint8_t value[16];
+};
+static_assert(sizeof(int8_group) == 34 && sizeof(int4_group) == 18);
+
+inline float half_to_float(std::uint16_t h) {
+#if defined(__F16C__)
+    return _cvtsh_ss(h);
+#else
+    const std::uint32_t sign = std::uint32_t(h & 0x8000u) << 16;
+    const std::uint32_t exponent = (h >> 10) & 31u, fraction = h & 0x3ffu;
+    if (exponent == 31) return from_bits(sign | 0x7f800000u | fraction << 13);
+    if (exponent == 0) {
+        const float tiny = float(fraction) * 5.9604644775390625e-8f;  // 2^-24
+        return sign ? -tiny : tiny;
+    }
+    return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
+#endif
+}
+
+// Round to nearest, ties to even.
+inline std::uint16_t float_to_half(float f) {
+#if defined(__F16C__)
+    return _cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT);
+#else
+    const std::uint32_t bits = to_bits(f), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
+    if (rest > 0x7f800000u) return std::uint16_t(sign | 0x7e00u);
+    if (rest >= 0x477ff000u) return std::uint16_t(sign | 0x7c00u);
+    if (rest < 0x38800000u) {
+        const float scaled = from_bits(rest) + 0.5f;  // the last bit is now 2^-24
+        return std::uint16_t(sign | (to_bits(scaled) - 0x3f000000u));
+    }
+    const std::uint32_t odd = rest >> 13 & 1u;
+    return std::uint16_t(sign | ((rest - 0x38000000u + 0xfffu + odd) >> 13));
+#endif
+}
+
+inline float load(const float* p, index_t i) { return p[i]; }
+inline float load(const double* p, index_t i) { return float(p[i]); }
+inline float load(const bf16* p, index_t i) { return from_bits(std::uint32_t(p[i].bits) << 16); }
+inline float load(const fp16* p, index_t i) { return half_to_float(p[i].bits); }
+inline float load(const int8_group* p, index_t i) {
+    const int8_group& g = p[i / 32];
+    return half_to_float(g.scale) * float(g.value[i % 32]);
+}
+inline float load(const int4_group* p, index_t i) {
+    const int4_group& g = p[i / 32];
+    const int k = int(i % 32), byte = g.value[k % 16];
+    return half_to_float(g.scale) * float((k < 16 ? byte & 15 : byte >> 4) - 8);
+}
+inline index_t load(const std::int64_t* p, index_t i) { return p[i]; }
+inline index_t load(const std::int32_t* p, index_t i) { return p[i]; }
+inline index_t load(const std::int16_t* p, index_t i) { return p[i]; }
+inline index_t load(const std::int8_t* p, index_t i) { return p[i]; }
+inline index_t load(const std::uint8_t* p, index_t i) { return p[i]; }
+inline bool load(const bool* p, index_t i) { return p[i]; }
+
+inline void store(float* p, index_t i, float v) { p[i] = v; }
+inline void store(double* p, index_t i, float v) { p[i] = v; }
+inline void store(bf16* p, index_t i, float v) {
+    const std::uint32_t bits = to_bits(v);
+    const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    p[i].bits = nan ? 0x7fc0u : std::uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+inline void store(fp16* p, index_t i, float v) { p[i].bits = float_to_half(v); }
+inline void store(std::int64_t* p, index_t i, index_t v) { p[i] = v; }
+inline void store(std::int32_t* p, index_t i, index_t v) { p[i] = std::int32_t(v); }
+inline void store(bool* p, index_t i, bool v) { p[i] = v; }
+
+}  // namespace quire

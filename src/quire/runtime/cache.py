@@ -1,0 +1,120 @@
+"""The key/value cache that prefill writes and the kernel reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from quire.capture.decode import DecodeStep
+from quire.errors import InputError
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, `[rows, heads, max_length, width]`, written in place."""
+
+    is_croppable = True
+
+    def __init__(self, key: torch.Tensor, value: torch.Tensor, is_sliding: bool) -> None:
+        super().__init__()
+        self.keys, self.values = key, value
+        self.is_sliding, self.is_initialized = is_sliding, True
+        self.used = 0
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """The storage exists from the start."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        end = self.used + key_states.shape[2]
+        self.keys[:, :, self.used : end] = key_states  # type: ignore[index]
+        self.values[:, :, self.used : end] = value_states  # type: ignore[index]
+        self.used = end
+        return self.keys[:, :, :end], self.values[:, :, :end]  # type: ignore[index]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.used + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.used
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[2]  # type: ignore[union-attr]
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Rows permuted in place: the kernel keeps their addresses."""
+        for held in (self.keys, self.values):
+            held[:, :, : self.used] = held[beam_idx, :, : self.used]  # type: ignore[index]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self.used -= abs(tokens_to_remove)
+
+
+class SlotCache(Cache):
+    """Caches of all layers for `rows` sequences.
+
+    While a prompt is written all rows use the same slots. Before the first step of the kernel
+    `compact` moves each row's live tokens to its first slots: from then on row b holds
+    `lengths[b]` tokens, and padding on either side is gone.
+    """
+
+    def __init__(self, step: DecodeStep, rows: int, sliding: tuple[bool, ...]) -> None:
+        layers = [
+            SlotLayer(
+                torch.zeros(rows, *k, dtype=step.dtype), torch.zeros(rows, *v, dtype=step.dtype), s
+            )
+            for k, v, s in zip(step.key_shapes, step.value_shapes, sliding, strict=True)
+        ]
+        super().__init__(layers=list(layers))
+        self.max_length = step.max_length
+        self.lengths: torch.Tensor | None = None
+
+    def tensors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(layer.keys, layer.values) for layer in self.layers]  # type: ignore[misc]
+
+    def room(self, more: int) -> None:
+        """Raises InputError if `more` tokens do not fit."""
+        used = self.get_seq_length()
+        if used + more > self.max_length:
+            raise InputError(
+                f"{used + more} tokens",
+                allowed=f"max_length={self.max_length} tokens, prompt and continuation",
+                fix=f"quire.fuse(model, max_length={used + more})",
+            )
+
+    def compact(self, live: torch.Tensor | None, rows: int) -> None:
+        """`live[b, slot]` says which slots hold a row's tokens (None: all)."""
+        used = self.get_seq_length()
+        if live is None:
+            self.lengths = torch.full((rows,), used)
+            return
+        live = live[:, :used].bool()
+        self.lengths = live.sum(1)
+        for b in range(rows):
+            n = int(self.lengths[b])
+            if bool(live[b, :n].all()):
+                continue
+            at = live[b].nonzero()[:, 0]
+            for key, value in self.tensors():
+                key[b, :, :n] = key[b, :, at]
+                value[b, :, :n] = value[b, :, at]
+
+    def advance(self) -> None:
+        """One more token in every row."""
+        assert self.lengths is not None
+        self.lengths = self.lengths + 1
+        for layer in self.layers:
+            layer.used += 1  # type: ignore[attr-defined]
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        if self.lengths is not None:
+            self.lengths = self.lengths[beam_idx]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        before = self.get_seq_length()
+        super().crop(tokens_to_remove)
+        if self.lengths is not None:
+            self.lengths = self.lengths - (before - self.get_seq_length())

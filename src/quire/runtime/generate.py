@@ -1,0 +1,223 @@
+"""A causal LM whose decode step is one kernel, behind Hugging Face's `generate`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from quire.capture.decode import DecodeStep
+from quire.errors import InputError
+from quire.runtime.cache import SlotCache
+from quire.runtime.library import write_library
+from quire.runtime.native import NativeKernel
+
+
+class FusedCausalLM(nn.Module, GenerationMixin):
+    """`generate` as of the model it was made from; each new token is one call of `kernel`.
+
+    Prompts run through the model itself, in parts that keep within `prefill_memory` bytes of
+    intermediates (estimated), into the cache that the kernel reads. Rows may be padded on the
+    left or on the right. A request past `max_length` tokens or `max_batch` rows is refused with
+    an InputError before it starts.
+    """
+
+    main_input_name = "input_ids"
+    _is_stateful = False
+    _supports_cache_class = True
+
+    def __init__(
+        self,
+        model: Any,
+        step: DecodeStep,
+        kernel: NativeKernel,
+        *,
+        prefill_memory: int,
+    ) -> None:
+        super().__init__()
+        self.model, self.kernel, self._step = model, kernel, step
+        self.config = model.config
+        self.generation_config = model.generation_config
+        self.max_length, self.max_batch = step.max_length, step.max_batch
+        self.prefill_memory = prefill_memory
+        self._names = [i.target for i in step.program.users_inputs()]
+        text = model.config.get_text_config(decoder=True)
+        layers = len(step.key_shapes)
+        kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
+        self._sliding = tuple(k != "full_attention" for k in kinds)
+        self._logits = torch.empty(0)
+        self._held: list[torch.Tensor] = []
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._step.dtype
+
+    def can_generate(self) -> bool:
+        return True
+
+    def is_remote_code(self) -> bool:
+        return False
+
+    def get_experts_implementation(self) -> str | None:
+        return None
+
+    def _optimize_model_for_decode(self) -> Any:
+        return nullcontext()
+
+    def export(
+        self, out: str | Path, *, header: str | Path | None = None, arch: str | None = None
+    ) -> None:
+        """The decode step with its weights as a shared library, and a C header for it. Its
+        functions are named after the file; `arch` is the compiler's -march."""
+        write_library(
+            self.kernel, Path(out), Path(header) if header else None, step=self._step, arch=arch
+        )
+
+    def new_cache(self, rows: int) -> SlotCache:
+        """An empty cache for `rows` sequences."""
+        self._check_rows(rows)
+        return SlotCache(self._step, rows, self._sliding)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: SlotCache | None = None,
+        logits_to_keep: int = 0,
+        use_cache: bool = True,
+        return_dict: bool = True,
+        **rest: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits `[rows, tokens, vocabulary]`, float32, of the last `logits_to_keep` tokens (0:
+        of all)."""
+        refused = {k for k, v in rest.items() if v not in (None, False)}
+        if refused:
+            raise InputError(
+                f"called with {', '.join(sorted(refused))}",
+                allowed="input_ids, attention_mask, position_ids, past_key_values, logits_to_keep",
+            )
+        rows, tokens = input_ids.shape
+        cache = self.new_cache(rows) if past_key_values is None else past_key_values
+        cache.room(tokens)
+        with torch.no_grad():
+            if cache.lengths is None and (tokens > 1 or cache.get_seq_length() == 0):
+                logits = self._prompt(
+                    input_ids, attention_mask, position_ids, cache, logits_to_keep
+                )
+            else:
+                if cache.lengths is None:
+                    cache.compact(attention_mask, rows)
+                keep = logits_to_keep or tokens
+                found = [self._decode(input_ids[:, t], cache) for t in range(tokens)]
+                logits = torch.stack(found[-keep:], 1)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)  # type: ignore[arg-type]
+
+    def _decode(self, ids: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+        """One token for every row, by the kernel."""
+        rows = ids.shape[0]
+        assert cache.lengths is not None
+        inputs = [ids.reshape(rows, 1).contiguous(), cache.lengths, torch.zeros_like(cache.lengths)]
+        names = self._names[len(inputs) :]
+
+        def held() -> dict[str, torch.Tensor]:
+            pairs = cache.tensors()
+            both = [k for k, _ in pairs] + [v for _, v in pairs]
+            return dict(zip(names, both, strict=True))
+
+        out = self.kernel.plan.lowered.outputs[0]
+        logits = torch.empty(rows, int(out.shape[-1]), dtype=torch.float32)
+        with self.kernel.turn:
+            self.kernel.bind_all(cache, held)
+            for name, tensor in zip(self._names, inputs, strict=False):
+                self.kernel.bind(name, tensor)
+            self.kernel.bind(out.target, logits)
+            self.kernel.run([rows])
+        cache.advance()
+        return logits
+
+    def _prompt(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        cache: SlotCache,
+        keep: int,
+    ) -> torch.Tensor:
+        """A prompt, by the model itself, some tokens at a time."""
+        tokens = ids.shape[1]
+        if positions is None and mask is not None:
+            positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens:]
+        part = self._part(ids.shape[0], cache.get_seq_length() + tokens)
+        keep = keep or tokens
+        ends = None
+        if keep == 1 and mask is not None and not bool(mask[:, -1].all()):
+            # Padded on the right: the logits that count are those of each row's last token.
+            ends = tokens - 1 - mask[:, -tokens:].flip(1).long().argmax(1)
+            keep = tokens - int(ends.min())
+        found: list[torch.Tensor] = []
+        for a in range(0, tokens, part):
+            b = min(tokens, a + part)
+            wanted = max(0, b - max(a, tokens - keep))
+            seen = cache.get_seq_length() + b - a
+            out = self.model(
+                input_ids=ids[:, a:b],
+                attention_mask=None if mask is None else mask[:, :seen],
+                position_ids=None if positions is None else positions[:, a:b],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=max(1, wanted),
+            )
+            if wanted:
+                found.append(out.logits[:, -wanted:].float())
+        logits = torch.cat(found, 1)
+        if ends is None:
+            return logits
+        return logits[torch.arange(len(ends)), ends - (tokens - keep)][:, None]
+
+    def _part(self, rows: int, total: int) -> int:
+        """Tokens at a time: each needs its hidden states, its MLP's, and a row of scores a head."""
+        text = self.config.get_text_config(decoder=True)
+        wide = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+        per_token = (
+            rows * 4 * (8 * text.hidden_size + 3 * wide + 2 * text.num_attention_heads * total)
+        )
+        return max(16, self.prefill_memory // per_token)
+
+    def _check_rows(self, rows: int) -> None:
+        if rows > self.max_batch:
+            raise InputError(
+                f"{rows} rows",
+                allowed=f"max_batch={self.max_batch} rows, beams and returned sequences included",
+                fix=f"quire.fuse(model, max_batch={rows})",
+            )
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        if max_cache_length > self.max_length:
+            # The last token of a request is not cached.
+            asked = max(generation_config.max_length or 0, max_cache_length)
+            raise InputError(
+                f"a request of {asked} tokens",
+                allowed=f"max_length={self.max_length} tokens, prompt and continuation",
+                fix=f"quire.fuse(model, max_length={asked}), or a lower max_new_tokens",
+            )
+        if model_kwargs.get("past_key_values") is not None:
+            return
+        more = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        model_kwargs["past_key_values"] = self.new_cache(batch_size * more)

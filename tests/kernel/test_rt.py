@@ -1,0 +1,158 @@
+"""The hand-written headers, on every instruction set that this machine can run."""
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quire.kernel.ir import Buffer
+from quire.runtime import build
+from quire.runtime.pack import dequantised, packed
+
+FLAGS = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
+ARCHES = [
+    ("x86-64", set()),
+    ("x86-64-v3", {"avx2", "fma", "f16c"}),
+    ("x86-64-v4", {"avx512f", "avx512bw", "avx512vl", "avx512dq"}),
+]
+
+
+@pytest.fixture(scope="module", params=ARCHES, ids=lambda a: a[0])
+def lib(request):
+    arch, needs = request.param
+    if not needs <= FLAGS:
+        pytest.skip(f"this machine has no {', '.join(sorted(needs - FLAGS))}")
+    source = (Path(__file__).parent / "harness.cpp").read_text()
+    return ctypes.CDLL(str(build.library(source, arch)))
+
+
+def pointer(tensor):
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def products(lib, name, held, exact, x):
+    rows, k = exact.shape
+    out = torch.full((x.shape[0], rows), float("nan"))
+    size = ctypes.c_int64
+    getattr(lib, f"dot_{name}")(
+        pointer(out), pointer(held), pointer(x), size(rows), size(x.shape[0]), size(k)
+    )
+    want = x.double() @ exact.double().T
+    # Each of at most k/16 + 5 roundings in a chain is relative to sums of magnitudes.
+    bound = (k / 16 + 6) * 2**-24 * 2 * (x.double().abs() @ exact.double().abs().T)
+    assert ((out.double() - want).abs() <= bound).all()
+    return out
+
+
+@pytest.mark.parametrize("k", [1, 15, 16, 17, 64, 100])
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize(
+    "name, dtype", [("float", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_dot_equals_exact_product(lib, name, dtype, columns, k):
+    torch.manual_seed(k * 10 + columns)
+    w, x = torch.randn(9, k).to(dtype), torch.randn(columns, k)
+    out = products(lib, name, torch.cat([w, torch.zeros(8, k, dtype=dtype)]), w, x)
+    # An element does not depend on the block it is computed in.
+    alone = products(lib, name, torch.cat([w[5:6], torch.zeros(8, k, dtype=dtype)]), w[5:6], x[:1])
+    if columns > 0:
+        assert alone[0, 0] == out[0, 5]
+
+
+@pytest.mark.parametrize("columns", [1, 3, 6])
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_dot_of_groups_equals_dequantised_product(lib, scheme, columns):
+    torch.manual_seed(columns)
+    w, x = torch.randn(7, 96), torch.randn(columns, 96)
+    buffer = Buffer("w", (7, 96), torch.float32, "state", "w", order=(0, 1), scheme=scheme)
+    exact = dequantised(w, buffer)
+    step = {"int8": 1 / 127, "int4": 1 / 8}[scheme]
+    most = w.reshape(-1, 32).abs().amax(1).repeat_interleave(32).reshape(7, 96)
+    assert ((exact - w).abs() <= most * step * (1.01 if scheme == "int4" else 0.51)).all()
+    held = torch.cat([packed(w, buffer), packed(torch.zeros(8, 96), buffer)])
+    products(lib, scheme, held, exact, x)
+
+
+FUNCTIONS = [torch.exp, torch.tanh, torch.erf, torch.sigmoid]
+ULPS = [4, 8, 8, 6]
+
+
+@pytest.mark.parametrize("which", range(4), ids=["exp", "tanh", "erf", "sigmoid"])
+def test_functions_are_within_ulps(lib, which):
+    x = torch.cat([torch.linspace(-87, 88, 100_001), torch.linspace(-1, 1, 100_001)])
+    out = torch.empty_like(x)
+    lib.function(which, pointer(out), pointer(x), ctypes.c_int64(len(x)))
+    want = FUNCTIONS[which](x.double())
+    spacing = torch.from_numpy(np.spacing(np.maximum(np.abs(want.float().numpy()), 2**-126)))
+    assert ((out.double() - want).abs() <= ULPS[which] * spacing.double()).all()
+
+
+def test_functions_at_the_ends(lib):
+    x = torch.tensor([float("-inf"), float("inf"), float("nan"), 0.0, -104.0, 89.0])
+    out = torch.empty_like(x)
+    lib.function(0, pointer(out), pointer(x), ctypes.c_int64(len(x)))
+    assert out[0] == 0 and out[1] == torch.inf and out[2].isnan() and out[3] == 1
+    assert out[4] == 0 and out[5] == torch.inf
+
+
+def test_half_formats_round_as_torch_does(lib):
+    torch.manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31 - 1, (200_000,), dtype=torch.int32)
+    near = (torch.rand(50_000) - 0.5) * 2.0 ** torch.randint(-26, 17, (50_000,))
+    x = torch.cat([bits.view(torch.float32), near, torch.tensor([0.0, -0.0, 65504.0, 65520.0])])
+    from_half = torch.empty(65536)
+    to_half = torch.empty(len(x), dtype=torch.int16)
+    to_bf16 = torch.empty(len(x), dtype=torch.int16)
+    lib.halves(*map(pointer, (from_half, to_half, to_bf16, x)), ctypes.c_int64(len(x)))
+    every = torch.arange(65536).to(torch.int16).view(torch.float16).float()
+    assert torch.equal(from_half.nan_to_num(7.0), every.nan_to_num(7.0))
+    good = ~x.isnan()
+    assert torch.equal(to_half.view(torch.float16)[good], x.half()[good])
+    assert torch.equal(to_bf16.view(torch.bfloat16)[good], x.bfloat16()[good])
+
+
+@pytest.mark.parametrize("keys, block", [(1, 8), (8, 8), (9, 8), (40, 16), (3, 512)])
+@pytest.mark.parametrize("inner, width", [(16, 16), (64, 64), (24, 80), (5, 7)])
+def test_attention_by_blocks(lib, keys, block, inner, width):
+    torch.manual_seed(keys)
+    q, k, v = torch.randn(inner), torch.randn(keys, inner), torch.randn(keys, width)
+    k, v = k.bfloat16(), v.bfloat16()
+    # What is read past a row lies within the allocation.
+    out, parts = torch.empty(width), torch.empty((keys // block + 1) * (width + 2))
+    size = ctypes.c_int64
+    lib.attend(
+        *map(pointer, (out, q, k, v)), size(inner), size(width), size(keys), size(block),
+        pointer(parts),
+    )  # fmt: skip
+    weights = (k.double() @ q.double()).softmax(0)
+    want = weights @ v.double()
+    bound = 2**-24 * (keys + 4 * inner + 40) * (weights[:, None] * v.double().abs()).sum(0)
+    assert ((out.double() - want).abs() <= bound).all()
+
+
+def run_team(lib, workers, limit, phases, sleeper, seconds):
+    counts = (ctypes.c_int * 16)()
+    report = ctypes.create_string_buffer(1000)
+    code = lib.team(
+        workers, ctypes.c_double(limit), phases, sleeper, ctypes.c_double(seconds), counts, report
+    )
+    return code, list(counts)[:workers], report.value.decode()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_barrier_orders_phases(lib, workers):
+    assert run_team(lib, workers, 30, 200, -1, 0) == (0, [200] * workers, "")
+
+
+def test_a_slow_worker_is_waited_for(lib):
+    assert run_team(lib, 2, 30, 5, 1, 0.2)[:2] == (0, [5, 5])
+
+
+@pytest.mark.parametrize("sleeper", [0, 1])
+def test_a_hung_worker_is_reported(lib, sleeper):
+    code, _, report = run_team(lib, 2, 0.2, 5, sleeper, 0.8)
+    assert code == 1
+    assert f"worker {sleeper}: phase 3, working" in report
+    assert f"worker {1 - sleeper}: phase 3, waiting" in report
