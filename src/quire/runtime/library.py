@@ -108,7 +108,7 @@ def _write_weights(kernel: NativeKernel, blob: Path) -> dict[Buffer, int]:
                         (s - 1) * t for s, t in zip(tensor.shape, tensor.stride(), strict=True)
                     )
                     flat = tensor.as_strided((reach,), (1,)).view(torch.uint8)
-                    file.write(memoryview(flat.numpy()))
+                    file.write(flat.numpy().data)
                     file.write(bytes(-file.tell() % 64))
                 offsets[buffer] = placed[tensor.data_ptr()]
         file.write(bytes(64))
