@@ -18,6 +18,7 @@ from torch import fx
 
 from quire.apply.code import text as constant
 from quire.capture.program import Op, Operand, Program
+from quire.errors import CaptureError
 from quire.plan.shard_plan import Candidate, Placed, ShardPlan, Site, Step
 
 aten: Any = torch.ops.aten
@@ -103,7 +104,11 @@ class _Writer:
             return
         op = self.program.ops.get(node)
         if op is None:
-            raise NotImplementedError(f"{node.name}: sizes that are computed")
+            raise CaptureError(
+                f"{node.name} computes a size, which cannot be sharded",
+                where=str(node),
+                fix="capture the model with every length fixed",
+            )
         step = self.steps[node.name]
         self.places[node.name] = step.out[0] if step.out else None
         if step.kind == "site":

@@ -26,11 +26,10 @@ from quire.verify.execute import (
     Proxy,
     Torch,
     causal_rows,
-    plain,
-    wrap,
 )
 from quire.verify.loop import part_loop
 from quire.verify.memory import ALIVE, Held, Storage, Tensor, fresh
+from quire.verify.number import plain, wrap
 from quire.verify.original import Original
 from quire.verify.poly import variable
 from quire.verify.sizes import Sizes

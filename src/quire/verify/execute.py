@@ -7,125 +7,23 @@ any number of parts of any size: see `loop.py`.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from quire.verify import term as t
-from quire.verify.decide import divmod_, maximum, minimum, prove
+from quire.verify.decide import maximum, minimum, prove
 from quire.verify.meaning import MEANING, VIEWS
 from quire.verify.meaning.join import pad
 from quire.verify.meaning.opaque import opaque
 from quire.verify.meaning.table import apply, named
 from quire.verify.memory import Tensor, empty, fresh
-from quire.verify.poly import Poly, poly
+from quire.verify.number import Int, Real, divided, plain, wrap
+from quire.verify.poly import Poly
 from quire.verify.value import NoMeaning, NotShown, Value, narrow, require
 
 MAY_COPY = {"reshape", "flatten", "contiguous", "to"}
 IN_PLACE = {"softmax", "_softmax"}
-
-
-class Int:
-    """An integer of the emitted program that is not known: comparisons must be decided by what
-    is."""
-
-    def __init__(self, value: Any) -> None:
-        self.poly = value.poly if isinstance(value, Int) else poly(value)
-
-    def _with(self, other: Any, f: Callable[[Poly, Poly], Poly]) -> Any:
-        if isinstance(other, Tensor | float):
-            return NotImplemented
-        return wrap(f(self.poly, plain(other)))
-
-    def __add__(self, other: Any) -> Any:
-        return self._with(other, operator.add)
-
-    def __radd__(self, other: Any) -> Any:
-        return self._with(other, lambda x, y: y + x)
-
-    def __sub__(self, other: Any) -> Any:
-        return self._with(other, operator.sub)
-
-    def __rsub__(self, other: Any) -> Any:
-        return self._with(other, lambda x, y: y - x)
-
-    def __mul__(self, other: Any) -> Any:
-        return self._with(other, operator.mul)
-
-    __rmul__ = __mul__
-
-    def __neg__(self) -> Any:
-        return wrap(-self.poly)
-
-    def __floordiv__(self, other: Any) -> Any:
-        return self._with(other, lambda x, y: _divided(x, y)[0])
-
-    def __mod__(self, other: Any) -> Any:
-        return self._with(other, lambda x, y: _divided(x, y)[1])
-
-    def __truediv__(self, other: Any) -> Any:
-        top, bottom = t.of_int(self.poly), t.of_int(plain(other))
-        return Real(t.mul((top, 1), (bottom, -1)))
-
-    def __eq__(self, other: Any) -> Any:
-        p = self.poly - plain(other)
-        if p.constant is not None:
-            return p.constant == 0
-        if prove(p - 1, why="branch") or prove(-p - 1, why="branch"):
-            return False
-        if prove(p, why="branch") and prove(-p, why="branch"):
-            return True
-        raise NotShown(f"a branch on {p} == 0, which sizes do not decide")
-
-    def __ne__(self, other: Any) -> Any:
-        return not self == other
-
-    def __ge__(self, other: Any) -> bool:
-        return _decided(self.poly - plain(other))
-
-    def __le__(self, other: Any) -> bool:
-        return _decided(plain(other) - self.poly)
-
-    def __gt__(self, other: Any) -> bool:
-        return _decided(self.poly - plain(other) - 1)
-
-    def __lt__(self, other: Any) -> bool:
-        return _decided(plain(other) - self.poly - 1)
-
-    def __bool__(self) -> bool:
-        return not self == 0  # noqa: SIM201  (`!=` asks for the truth of this)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class Real:
-    """A number of the emitted program that depends on sizes, such as `(b − a) / size`."""
-
-    def __init__(self, term: t.Term) -> None:
-        self.term = term
-
-
-def _divided(x: Poly, y: Poly) -> tuple[Poly, Poly]:
-    require(prove(y - 1, why="divisor"), f"division by {y}")
-    return divmod_(x, y)
-
-
-def _decided(p: Poly) -> bool:
-    if prove(p, why="branch"):
-        return True
-    if prove(-p - 1, why="branch"):
-        return False
-    raise NotShown(f"a branch on {p} >= 0, which sizes do not decide")
-
-
-def wrap(p: Poly) -> Any:
-    return p.constant if p.constant is not None else Int(p)
-
-
-def plain(value: Any) -> Poly:
-    return value.poly if isinstance(value, Int) else poly(value)
 
 
 def given(value: Any) -> Any:
@@ -339,7 +237,7 @@ def part(x: Proxy, dim: int, lo: Any, hi: Any, outer: Any = 1, fill: float | Non
     dim = dim % x.tensor.ndim
     outer = plain(outer)
     if outer is not t.ONE:
-        size = _divided(x.tensor.sizes[dim], outer)[0]
+        size = divided(x.tensor.sizes[dim], outer)[0]
         blocks = x.unflatten(dim, [wrap(outer), wrap(size)])
         return part(blocks, dim + 1, lo, hi, fill=fill).flatten(dim, dim + 1)
     size, lo, hi = x.tensor.sizes[dim], plain(lo), plain(hi)
@@ -365,8 +263,8 @@ def put(out: Proxy, x: Proxy, dim: int, lo: Any, hi: Any, outer: Any = 1) -> Non
     """`kernels.put`: write `x` to the indices `[lo, hi)` of `dim`, in each of its blocks."""
     outer = plain(outer)
     if outer is not t.ONE:
-        blocks = out.unflatten(dim, [wrap(outer), wrap(_divided(out.tensor.sizes[dim], outer)[0])])
-        rows = _divided(x.tensor.sizes[dim], outer)[0]
+        blocks = out.unflatten(dim, [wrap(outer), wrap(divided(out.tensor.sizes[dim], outer)[0])])
+        rows = divided(x.tensor.sizes[dim], outer)[0]
         put(blocks, x.unflatten(dim, [wrap(outer), wrap(rows)]), dim + 1, lo, hi)
     else:
         out.narrow(dim, lo, plain(hi) - plain(lo)).tensor.write(given(x))

@@ -16,9 +16,9 @@ from typing import Any
 
 from quire.verify import term as t
 from quire.verify.decide import minimum, prove
-from quire.verify.execute import plain, wrap
 from quire.verify.laws import CLAIMS
 from quire.verify.memory import ALIVE, Content, Held, Storage, Write, covered, looked_up, writes
+from quire.verify.number import plain, wrap
 from quire.verify.poly import Atom, Poly, atom_of, index, variable
 from quire.verify.same import agree, same
 from quire.verify.term import Term, substitute
