@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from typing import Any
@@ -24,7 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.measure import MARK, ROOT
+from benchmarks import workers
 from benchmarks.record import save, table
 from quire.capture.decode import capture_decode
 from quire.kernel.compile import compile_program
@@ -33,10 +30,10 @@ from quire.runtime.native import NativeKernel
 STAGES = ("capture", "plan", "compile")
 
 
-def measure(layers: int) -> dict[str, Any]:
+def measure(item: workers.Item) -> workers.Item:
     torch.set_num_threads(1)
     config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers,
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=item["layers"],
         num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
@@ -67,28 +64,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("layers", nargs="+", type=int)
+    parser.add_argument("layers", nargs="*", type=int, default=[8, 30, 80])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        print(MARK + json.dumps(measure(given.layers[0])), flush=True)
+        workers.serve(given.worker, measure)
         return
     rows = [{"key": f"{n} layers", "layers": n, "samples": []} for n in given.layers]
     for _ in range(given.rounds):
         for row in rows:
-            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.compiling"]
             with tempfile.TemporaryDirectory() as cache:
-                run = subprocess.run(
-                    [*command, str(row["layers"]), "--worker"],
-                    cwd=ROOT,
-                    env=os.environ | {"QUIRE_CACHE": cache},
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    check=True,
-                )
-            line = next(x for x in run.stdout.splitlines() if x.startswith(MARK))
-            row["samples"].append(json.loads(line.removeprefix(MARK)))
+                fresh = os.environ | {"QUIRE_CACHE": cache}
+                item = {"layers": row["layers"]}
+                row["samples"] += workers.answers("benchmarks.compiling", [item], 1, fresh)
             print(table(HEAD, [summary(row)]).splitlines()[-1], flush=True)
     save("compiling", rows, {"device": "cpu"})
     print(table(HEAD, [summary(row) for row in rows]))

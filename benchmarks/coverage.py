@@ -21,7 +21,7 @@ from benchmarks.measure import ROOT, difference
 from benchmarks.record import mib, save, table
 from benchmarks.tolerance import tolerance
 from benchmarks.zoo import CASES, build
-from quire.measure import allocated, rise
+from quire.measure import allocated, environment, rise
 
 BUDGETS: dict[str, float | str] = {"min": "min", "0.3": 0.3}
 
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for attn in CASES[name].attention
     ]
     rows = []
-    for row in workers.answers("benchmarks.coverage", items, given.each):
+    for row in workers.answers("benchmarks.coverage", items, given.each, environment()):
         rows.append(row | {"key": f"{row['case']} {row['attn']}"})
         print(*summary(row), sep="  ", flush=True)
     save("coverage", rows, {"threads": 2})

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import subprocess
-import sys
 import time
 from typing import Any
 
 import torch
 import transformers as hf
 
-from benchmarks.measure import MARK, ROOT
+from benchmarks import workers
 from benchmarks.record import save, table
 from quire.fusing import fuse
 from quire.runtime.native import NativeKernel
@@ -96,8 +93,9 @@ def _logits(fast: Any, kernel: NativeKernel, ids: torch.Tensor) -> torch.Tensor:
     return torch.stack(found, 1)
 
 
-def measure(name: str, threads: int) -> dict[str, Any]:
-    torch.set_num_threads(threads)
+def measure(item: workers.Item) -> workers.Item:
+    name = item["family"]
+    torch.set_num_threads(item["threads"])
     torch.manual_seed(0)
     model: Any = hf.AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval()
     started = time.perf_counter()
@@ -131,8 +129,6 @@ def measure(name: str, threads: int) -> dict[str, Any]:
         return float((a.double() - b.double()).abs().max())
 
     return {
-        "key": name,
-        "family": name,
         "parameters": count,
         "fuse_seconds": seconds,
         "largest_logit": float(eager.abs().max()),
@@ -155,8 +151,8 @@ def summary(row: dict[str, Any]) -> list[object]:
     def small(value: float | None) -> str:
         return "–" if value is None else f"{value / row['largest_logit']:.1e}"
 
-    if "error_text" in row:
-        return [row["family"], row["error_text"], *["–"] * 5]
+    if row.get("outcome") == "error":
+        return [row["family"], row["error"], *["–"] * 5]
     return [
         row["family"], f"{row['parameters'] / 1e6:.0f} M", small(row["difference"]),
         small(row["error"]), small(row["eager_error"]),
@@ -171,22 +167,16 @@ def main() -> None:
     parser.add_argument("families", nargs="*", choices=CONFIGS, metavar="family")
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--threads", type=int, default=2, help="of eager")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        print(MARK + json.dumps(measure(given.families[0], given.threads)), flush=True)
+        workers.serve(given.worker, measure)
         return
     rows = []
-    for name in list(CONFIGS) if given.all else given.families:
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.families", name, "--worker"]
-        command += ["--threads", str(given.threads)]
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        lines = [x for x in run.stdout.splitlines() if x.startswith(MARK)]
-        if lines:
-            rows.append(json.loads(lines[-1].removeprefix(MARK)))
-        else:
-            text = (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[-1]
-            rows.append({"key": name, "family": name, "error_text": text[:200]})
+    names = list(CONFIGS) if given.all else given.families
+    items = [{"key": name, "family": name, "threads": given.threads} for name in names]
+    for row in workers.answers("benchmarks.families", items):
+        rows.append(row)
         print(table(HEAD, [summary(rows[-1])]).splitlines()[-1], flush=True)
     save("families", rows, {"device": "cpu", "dtype": "float32", "tokens": TOKENS})
     print(table(HEAD, [summary(row) for row in rows]))

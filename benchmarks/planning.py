@@ -11,9 +11,6 @@ the layers as well: time should grow with distinct layers, not with all.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +20,8 @@ import transformers
 from torch import nn
 
 import quire
-from benchmarks.measure import MARK, plan_facts
+from benchmarks import workers
+from benchmarks.measure import plan_facts
 from benchmarks.record import save, table
 from benchmarks.zoo import Built, build
 from quire.capture.export import export, from_exported
@@ -76,20 +74,20 @@ MODELS: dict[str, tuple[Callable[[int], Built], int, float]] = {
 """Builder, layers, and the seconds that planning may take."""
 
 
-def timed(name: str, layers: int, memory: Any) -> dict[str, Any]:
+def timed(item: workers.Item) -> workers.Item:
     """Seconds of torch's capture, of planning, and of all that `quire.chunk` does after capture.
 
     The machine's rates, measured once a machine and kept, are not counted.
     """
-    model, args, kwargs = MODELS[name][0](layers)
+    model, args, kwargs = MODELS[item["model"]][0](item["layers"])
     quire.machine()
     start = time.perf_counter()
     exported = export(model, args, kwargs)
     captured = from_exported(exported)
     ready = time.perf_counter()
-    plan, _ = Planning(captured).plan(memory)
+    plan, _ = Planning(captured).plan(item["memory"])
     planned = time.perf_counter()
-    quire.chunk(exported, memory=memory, verify=False)
+    quire.chunk(exported, memory=item["memory"], verify=False)
     done = time.perf_counter()
     return {
         "capture_seconds": ready - start,
@@ -120,39 +118,24 @@ def main() -> None:
     options.add_argument("models", nargs="*", metavar="model", help=f"of {', '.join(MODELS)}")
     options.add_argument("--layers", type=int, nargs="+", help="instead of the model's own depth")
     options.add_argument("--memory", default="0.25")
-    options.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options.add_argument("--worker", help=argparse.SUPPRESS)
     given = options.parse_args()
-    memory = float(given.memory) if given.memory[0].isdigit() else given.memory
     if given.worker:
-        try:
-            answer = timed(given.models[0], given.layers[0], memory)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
-        print(MARK + json.dumps(answer))
+        workers.serve(given.worker, timed)
         return
-    rows = []
+    memory = float(given.memory) if given.memory[0].isdigit() else given.memory
+    items = []
     for name in given.models or MODELS:
         _, depth, allowed = MODELS[name]
         for layers in given.layers or (
             [depth, 2 * depth, 4 * depth] if name == "gpt2" else [depth]
         ):
-            command = [
-                sys.executable,
-                "-W",
-                "ignore",
-                "-m",
-                "benchmarks.planning",
-                name,
-                "--worker",
-            ]
-            command += ["--layers", str(layers), "--memory", given.memory]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            answer = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-            error = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            row = json.loads(answer[0].removeprefix(MARK)) if answer else {"error": error}
-            key = {"key": f"{name} {layers}", "model": name, "layers": layers, "allowed": allowed}
-            rows.append(key | row)
-            print(summary(rows[-1]), flush=True)
+            item = {"model": name, "layers": layers, "memory": memory, "allowed": allowed}
+            items.append({"key": f"{name} {layers}"} | item)
+    rows = []
+    for row in workers.answers("benchmarks.planning", items):
+        rows.append(row)
+        print(summary(row), flush=True)
     save("planning", rows, {"memory": given.memory})
     print(table(HEAD, [summary(row) for row in rows]))
 

@@ -3,19 +3,18 @@
     python -m benchmarks.proving
     python -m benchmarks.proving llama-70b --layers 1 2 4 8
     python -m benchmarks.proving --plot docs/proving.svg
+    python -m benchmarks.proving --cases
 
 GPT-2 with 12 layers and models of Llama-7B's, 70B's and 405B's shapes, for every length from 2 to
 131072. No weight is written: the models are on the meta device. A proof should cost what its
-distinct layers cost, and for the rest what it takes to walk the graph.
+distinct layers cost, and for the rest what it takes to walk the graph. `--cases` proves the plans
+that `benchmarks.memory_speed` measures, at their length.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.measure import MARK
+from benchmarks import workers
 from benchmarks.record import save, table
+from benchmarks.zoo import build
 from quire.apply.chunk import apply_chunks
 from quire.capture.export import export, from_exported
 from quire.pipeline import Planning
@@ -58,19 +58,46 @@ MODELS: dict[str, tuple[Any, int, float]] = {
 """Builder, layers, and the seconds that the proof may take."""
 
 
-def timed(name: str, layers: int, memory: Any) -> dict[str, Any]:
-    """Seconds of capture, planning and proof, and the peak of resident memory before and after
-    the proof, in bytes."""
+CASES: tuple[tuple[str, str, int | None, float | None], ...] = (
+    ("gpt2", "eager", None, 0.1),
+    ("llama", "eager", None, 0.1),
+    ("vit", "eager", None, 0.1),
+    ("unet2d-condition", "eager", None, 0.1),
+    ("esmfold", "eager", 256, 0.1125),
+    ("esmfold", "eager", 512, 0.1),
+    ("gpt2", "sdpa", None, 0.25),
+    ("llama", "sdpa", None, 0.25),
+    ("vit", "sdpa", None, 0.25),
+    ("gpt2", "eager", None, None),
+    ("llama", "eager", None, None),
+    ("vit", "eager", None, None),
+    ("unet2d-condition", "eager", None, None),
+)
+"""The plans that `benchmarks.memory_speed` measures: case, attention, length, budget."""
+
+
+def _exported(item: workers.Item) -> torch.export.ExportedProgram:
+    """The model of `item`: of unwritten weights, at the length of a benchmark or at any."""
+    if "attention" in item:
+        attention, length = item["attention"], item["length"]
+        made = build(item["model"], "real", attention, length=length, device="hollow")
+        return export(made.model, made.args, made.kwargs, None)
     with torch.device("meta"):
-        model = MODELS[name][0](layers).eval().requires_grad_(False)
+        model = MODELS[item["model"]][0](item["layers"]).eval().requires_grad_(False)
         ids = torch.zeros(1, 4096, dtype=torch.long)
     length = torch.export.Dim("S", min=2, max=LONGEST)
     kwargs = {"use_cache": False, "logits_to_keep": 1}
     shapes = {"input_ids": {1: length}, "use_cache": None, "logits_to_keep": None}
+    return export(model, (), {"input_ids": ids, **kwargs}, shapes)
+
+
+def timed(item: workers.Item) -> workers.Item:
+    """Seconds of capture, planning and proof, and the peak of resident memory before and after
+    the proof, in bytes."""
     start = time.perf_counter()
-    captured = from_exported(export(model, (), {"input_ids": ids, **kwargs}, shapes))
+    captured = from_exported(_exported(item))
     ready = time.perf_counter()
-    plan, program = Planning(captured).plan(memory)
+    plan, program = Planning(captured).plan(item["memory"])
     source = apply_chunks(program, plan).text
     planned = time.perf_counter()
     before, used = _peak(), time.process_time()
@@ -99,9 +126,10 @@ HEAD = ("model", "layers", "capture s", "planning s", "proof s", "allowed s", "p
 
 def summary(row: dict[str, Any]) -> list[object]:
     if "error" in row:
-        return [row["model"], row["layers"], None, None, None, row["allowed"], None, row["error"]]
+        return [row["key"], row["layers"], None, None, None, row["allowed"], None, row["error"]]
+    name = row["model"] if "attention" not in row else row["key"]
     return [
-        row["model"], row["layers"], f"{row['capture_seconds']:.1f}",
+        name, row["layers"], f"{row['capture_seconds']:.1f}",
         f"{row['planning_seconds']:.1f}", f"{row['proof_seconds']:.1f}", row["allowed"],
         f"{row['peak_bytes'] / 2**30:.1f}", row["verdict"],
     ]  # fmt: skip
@@ -131,6 +159,24 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     path.write_text("\n".join([head, style, axes, words, *marks, "</svg>"]) + "\n")
 
 
+def _models(names: list[str], depths: list[int] | None, memory: Any) -> list[workers.Item]:
+    items = []
+    for name in names:
+        _, depth, allowed = MODELS[name]
+        for layers in depths or [2, depth // 2, depth]:
+            item = {"model": name, "layers": layers, "memory": memory, "allowed": allowed}
+            items.append({"key": f"{name} {layers}"} | item)
+    return items
+
+
+def _cases() -> list[workers.Item]:
+    names = ("model", "attention", "length", "memory")
+    items = [dict(zip(names, case, strict=True)) for case in CASES]
+    return [
+        {"key": " ".join(map(str, i.values())), "layers": None, "allowed": None} | i for i in items
+    ]
+
+
 def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -138,31 +184,20 @@ def main() -> None:
     options.add_argument("models", nargs="*", metavar="model", help=f"of {', '.join(MODELS)}")
     options.add_argument("--layers", type=int, nargs="+", help="instead of the model's own depth")
     options.add_argument("--memory", default="0.25")
+    options.add_argument("--cases", action="store_true", help="the plans of memory_speed")
     options.add_argument("--plot", type=Path, help="write proof time against depth here, an SVG")
-    options.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options.add_argument("--worker", help=argparse.SUPPRESS)
     given = options.parse_args()
-    memory = float(given.memory) if given.memory[0].isdigit() else given.memory
     if given.worker:
-        try:
-            answer = timed(given.models[0], given.layers[0], memory)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
-        print(MARK + json.dumps(answer))
+        workers.serve(given.worker, timed)
         return
+    memory = float(given.memory) if given.memory[0].isdigit() else given.memory
+    items = _cases() if given.cases else _models(given.models or list(MODELS), given.layers, memory)
     rows = []
-    for name in given.models or MODELS:
-        _, depth, allowed = MODELS[name]
-        for layers in given.layers or [2, depth // 2, depth]:
-            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.proving", name, "--worker"]
-            command += ["--layers", str(layers), "--memory", given.memory]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            answer = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-            error = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            row = json.loads(answer[0].removeprefix(MARK)) if answer else {"error": error}
-            key = {"key": f"{name} {layers}", "model": name, "layers": layers, "allowed": allowed}
-            rows.append(key | row)
-            print(summary(rows[-1]), flush=True)
-    save("proving", rows, {"memory": given.memory})
+    for row in workers.answers("benchmarks.proving", items):
+        rows.append(row)
+        print(summary(row), flush=True)
+    save("proving-cases" if given.cases else "proving", rows, {"memory": given.memory})
     print(table(HEAD, [summary(row) for row in rows]))
     if given.plot is not None:
         plot(rows, given.plot)

@@ -29,7 +29,7 @@ from benchmarks.measure import difference, plan_facts
 from benchmarks.record import save, table
 from benchmarks.tolerance import tolerance
 from benchmarks.zoo import CASES, Attention, build
-from quire.measure import allocated, rise
+from quire.measure import allocated, environment, rise
 
 FLOOR = 1 << 19
 """Bytes by which the resident set may rise above the plan's peak: pages that small tensors share
@@ -145,7 +145,7 @@ def main() -> None:
         return
     rows = []
     items = [attrs.asdict(this) for this in draw(given.n, given.seed, given.only)]
-    for row in workers.answers("benchmarks.random_cases", items, given.each):
+    for row in workers.answers("benchmarks.random_cases", items, given.each, environment()):
         rows.append(row | {"key": f"{given.seed}/{row['number']}", "good": verdict(row)})
         if not rows[-1]["good"]:
             print(json.dumps(rows[-1]), flush=True)

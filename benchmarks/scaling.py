@@ -23,12 +23,12 @@ from quire.capture.program import Program
 from quire.capture.training import export_training
 from quire.cost.collectives import TOPOLOGIES, Topology
 from quire.errors import BudgetError
-from quire.plan.shard_cost import MERGE_BYTES
-from quire.plan.shard_head import only_losses
-from quire.plan.shard_keep import Region
-from quire.plan.shard_memory import fit
-from quire.plan.shard_plan import ShardPlan, describe
-from quire.plan.shard_time import StepTime
+from quire.plan.shard.cost import MERGE_BYTES
+from quire.plan.shard.head import only_losses
+from quire.plan.shard.keep import Region
+from quire.plan.shard.memory import fit
+from quire.plan.shard.plan import ShardPlan, describe
+from quire.plan.shard.timing import StepTime
 from quire.sharding import plan_shards
 
 ROOT = Path(__file__).resolve().parent.parent

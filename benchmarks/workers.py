@@ -6,13 +6,12 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from benchmarks.measure import MARK, ROOT
-from quire.measure import environment
 
 Item = dict[str, Any]
 
@@ -30,10 +29,13 @@ def serve(text: str, attempt: Callable[[Item], Item]) -> None:
         gc.collect()
 
 
-def answers(module: str, items: list[Item], each: int) -> Iterator[Item]:
+def answers(
+    module: str, items: list[Item], each: int = 1, environment: Mapping[str, str] | None = None
+) -> Iterator[Item]:
     """Send `items` to fresh processes of `module --worker`, `each` at a time; yield what they say.
 
-    A process that dies fails the item it was at; the next one takes up the rest.
+    `environment` is theirs (default: this process's own). A process that dies fails the item it was
+    at; the next one takes up the rest.
     """
     waiting = list(items)
     while waiting:
@@ -43,7 +45,7 @@ def answers(module: str, items: list[Item], each: int) -> Iterator[Item]:
         with subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment(),
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

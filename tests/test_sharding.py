@@ -14,7 +14,7 @@ from quire.capture.export import from_exported
 from quire.capture.program import Program
 from quire.capture.training import export_training
 from quire.errors import InputError
-from quire.plan.shard_head import only_losses
+from quire.plan.shard.head import only_losses
 from quire.runtime.sharded import shard_tree
 from quire.runtime.wire import Wire
 from quire.sharding import built, plan_shards, topology_of

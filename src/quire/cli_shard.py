@@ -20,7 +20,7 @@ from quire.capture.target import load_target
 from quire.capture.training import export_training
 from quire.cost.collectives import TOPOLOGIES
 from quire.errors import QuireError
-from quire.plan.shard_head import only_losses
+from quire.plan.shard.head import only_losses
 from quire.report.progress import Bar
 from quire.report.shard_html import write_shard_html
 from quire.report.units import seconds_text

@@ -20,15 +20,15 @@ from quire.cost.collectives import TOPOLOGIES, Topology
 from quire.errors import CaptureError, InputError, QuireError
 from quire.flow.registry import flow_of
 from quire.plan.layout import Layout
-from quire.plan.shard import choose
-from quire.plan.shard_cost import flops_of
-from quire.plan.shard_flow import Placer, Spreading
-from quire.plan.shard_head import find_head, only_losses
-from quire.plan.shard_memory import Memory as DeviceMemory
-from quire.plan.shard_memory import plan_memory
-from quire.plan.shard_plan import Candidate, ShardPlan, Site, Way
-from quire.plan.shard_sites import find_sites
-from quire.plan.shard_time import StepTime, step_time
+from quire.plan.shard.choose import choose
+from quire.plan.shard.cost import flops_of
+from quire.plan.shard.flow import Placer, Spreading
+from quire.plan.shard.head import find_head, only_losses
+from quire.plan.shard.memory import Memory as DeviceMemory
+from quire.plan.shard.memory import plan_memory
+from quire.plan.shard.plan import Candidate, ShardPlan, Site, Way
+from quire.plan.shard.sites import find_sites
+from quire.plan.shard.timing import StepTime, step_time
 from quire.runtime.sharded import Built, shard_tree
 
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire.kernel import index as ix
+from quire.kernel.evaluate import evaluate
 from quire.kernel.ir import Call, Num, Var
-from quire.kernel.units import evaluate
 
 SIZES = {"a": 4, "b": 6, "c": 5}
 VARS = [Var(name, size) for name, size in SIZES.items()]

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire.kernel import index as ix
+from quire.kernel.evaluate import NotLocalError
 from quire.kernel.ir import Buffer, Call, Nest, Num, Read, Var
-from quire.kernel.units import NotLocalError, Units
+from quire.kernel.units import Units
 
 
 def product(n=64):

@@ -8,11 +8,11 @@ from pathlib import Path
 import attrs
 
 from quire.cost.collectives import TOPOLOGIES
-from quire.plan.shard import choose
-from quire.plan.shard_keep import Region
-from quire.plan.shard_memory import Needs, fit
-from quire.plan.shard_plan import ShardPlan, Site
-from quire.plan.shard_time import step_time
+from quire.plan.shard.choose import choose
+from quire.plan.shard.keep import Region
+from quire.plan.shard.memory import Needs, fit
+from quire.plan.shard.plan import ShardPlan, Site
+from quire.plan.shard.timing import step_time
 from quire.report.shard_html import render_shard, write_shard_html
 
 SITE = Site(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import quire
-from quire.verify.poly import poly
+from quire.verify.poly import poly, variable
 from quire.verify.rounding import gamma, roundings
-from quire.verify.term import bind, read, variable
+from quire.verify.term import bind, read
 
 
 class Product(nn.Module):

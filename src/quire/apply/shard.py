@@ -19,7 +19,7 @@ from torch import fx
 from quire.apply.code import text as constant
 from quire.capture.program import Op, Operand, Program
 from quire.errors import CaptureError
-from quire.plan.shard_plan import Candidate, Placed, ShardPlan, Site, Step
+from quire.plan.shard.plan import Candidate, Placed, ShardPlan, Site, Step
 
 aten: Any = torch.ops.aten
 

@@ -14,6 +14,7 @@ from quire.kernel.ir import (
     Call,
     Expr,
     Fold,
+    Nest,
     Num,
     Read,
     Soft,
@@ -113,3 +114,17 @@ def mapped(
         ):
             new[field.name] = change(value)
     return attrs.evolve(nest, **new)
+
+
+def weights_of(nest: AnyNest) -> Read | None:
+    """The weights that a contraction streams, if it has any."""
+    if not isinstance(nest, Nest) or nest.fold != "sum":
+        return None
+    match nest.value:
+        case Call("mul", (Read() as a, Read() as b)):
+            for side in (b, a):
+                if side.buffer.role == "state" and set(nest.over) & {
+                    v for e in side.at for v in free(e)
+                }:
+                    return side
+    return None

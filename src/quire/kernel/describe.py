@@ -6,9 +6,9 @@ from collections import Counter
 
 import attrs
 
+from quire.kernel.analysis import weights_of
 from quire.kernel.compile import KernelPlan
 from quire.kernel.ir import AnyNest, Attend, Buffer, Merge, Nest, Scan, TopK
-from quire.kernel.units import weights_of
 
 
 @attrs.frozen

@@ -17,7 +17,8 @@ from typing import Any, cast
 import attrs
 import sympy
 
-from quire.kernel.analysis import free, mapped, plain_call
+from quire.kernel.analysis import free, mapped, plain_call, weights_of
+from quire.kernel.evaluate import NotLocalError
 from quire.kernel.ir import (
     AnyNest,
     Attend,
@@ -36,7 +37,8 @@ from quire.kernel.ir import (
     walk,
 )
 from quire.kernel.lower.build import Lowered
-from quire.kernel.units import NotLocalError, Segment, Units, weights_of
+from quire.kernel.segments import Segment
+from quire.kernel.units import Units
 
 STREAM = 1 << 11
 """Weights from which on a contraction is shared out rather than repeated by every worker."""

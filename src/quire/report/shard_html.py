@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from quire.plan.shard_plan import ShardPlan, describe, why
+from quire.plan.shard.plan import ShardPlan, describe, why
 from quire.report.html import environment, raw
 
 

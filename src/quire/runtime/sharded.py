@@ -27,7 +27,7 @@ from quire.apply.shard import Lines
 from quire.apply.shard_code import Function
 from quire.capture.program import Program
 from quire.errors import InputError
-from quire.plan.shard_plan import Placed, ShardPlan
+from quire.plan.shard.plan import Placed, ShardPlan
 from quire.runtime import collectives, sharded_attention
 
 BUCKET = 32 << 20

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from quire.errors import QuireError
 from quire.runtime.failure import resolve
 
 _open: list[Wire] = []
@@ -23,6 +24,17 @@ def sent(what: str, nbytes: int) -> None:
     for wire in _open:
         wire.bytes[what] += nbytes
         wire.calls[what] += 1
+
+
+COUNTED = ("all_to_all_single", "all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce")
+
+
+def _unknown(name: str) -> QuireError:
+    return QuireError(
+        f"how many bytes {name} sends is not known",
+        allowed=f"{', '.join(COUNTED)} of torch.distributed._functional_collectives",
+        fix="call it outside the `with Wire()` block, or report it with quire.runtime.wire.sent",
+    )
 
 
 class Wire(TorchDispatchMode):
@@ -54,7 +66,7 @@ class Wire(TorchDispatchMode):
         if schema.startswith("_c10d_functional::") and not schema.endswith("wait_tensor"):
             self._count(schema.removeprefix("_c10d_functional::"), args)
         elif schema.startswith("c10d::"):
-            raise NotImplementedError(f"the bytes of {schema} are not known")
+            raise _unknown(schema)
         return func(*args, **(kwargs or {}))
 
     def _count(self, name: str, args: tuple[Any, ...]) -> None:
@@ -62,13 +74,9 @@ class Wire(TorchDispatchMode):
         tensors = args[0] if isinstance(args[0], list | tuple) else [args[0]]
         nbytes = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
         kind = name.removesuffix("_").removesuffix("_coalesced")
-        factor = {
-            "all_to_all_single": (ranks - 1) / ranks,
-            "all_gather_into_tensor": ranks - 1,
-            "reduce_scatter_tensor": (ranks - 1) / ranks,
-            "all_reduce": 2 * (ranks - 1) / ranks,
-        }.get(kind)
-        if factor is None:
-            raise NotImplementedError(f"the bytes of {name} are not known")
+        if kind not in COUNTED:
+            raise _unknown(name)
+        share = (ranks - 1) / ranks
+        factor = dict(zip(COUNTED, (share, ranks - 1, share, 2 * share), strict=True))[kind]
         self.bytes[kind] += round(nbytes * factor)
         self.calls[kind] += 1

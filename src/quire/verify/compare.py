@@ -6,7 +6,7 @@ from typing import Any
 
 from quire.verify.poly import Poly
 from quire.verify.same import same
-from quire.verify.term import _flat
+from quire.verify.term.core import flat
 from quire.verify.value import Value, indices
 
 WORTH = 60
@@ -26,7 +26,7 @@ def closed(x: Any) -> bool:
             return all(small(a) for atom in y.free for a in atom.args)
         if y.op in ("read", "bread", "undef"):
             return False
-        return all(small(a) for a in _flat(y.args))
+        return all(small(a) for a in flat(y.args))
 
     return small(x)
 

@@ -19,7 +19,7 @@ from quire.verify.meaning.opaque import opaque
 from quire.verify.meaning.table import apply, named
 from quire.verify.memory import Tensor, empty, fresh
 from quire.verify.number import Int, Real, divided, plain, wrap
-from quire.verify.poly import Poly
+from quire.verify.poly import ONE, Poly, variable
 from quire.verify.value import NoMeaning, NotShown, Value, narrow, require
 
 MAY_COPY = {"reshape", "flatten", "contiguous", "to"}
@@ -157,7 +157,7 @@ def _apart(a: Tensor, b: Tensor) -> bool:
     """Whether two views of one storage share no element."""
     if any(s.back is None for s in b.steps):
         return False
-    probe = [t.variable(f"u{k}", [0], [size - 1]) for k, size in enumerate(a.sizes)]
+    probe = [variable(f"u{k}", [0], [size - 1]) for k, size in enumerate(a.sizes)]
     return b.back(a.forward(probe))[0] is t.FALSE
 
 
@@ -236,7 +236,7 @@ def part(x: Proxy, dim: int, lo: Any, hi: Any, outer: Any = 1, fill: float | Non
     outside is `fill`, or cut off."""
     dim = dim % x.tensor.ndim
     outer = plain(outer)
-    if outer is not t.ONE:
+    if outer is not ONE:
         size = divided(x.tensor.sizes[dim], outer)[0]
         blocks = x.unflatten(dim, [wrap(outer), wrap(size)])
         return part(blocks, dim + 1, lo, hi, fill=fill).flatten(dim, dim + 1)
@@ -262,7 +262,7 @@ def cut(lo: Any, hi: Any, size: Any) -> tuple[Any, Any]:
 def put(out: Proxy, x: Proxy, dim: int, lo: Any, hi: Any, outer: Any = 1) -> None:
     """`kernels.put`: write `x` to the indices `[lo, hi)` of `dim`, in each of its blocks."""
     outer = plain(outer)
-    if outer is not t.ONE:
+    if outer is not ONE:
         blocks = out.unflatten(dim, [wrap(outer), wrap(divided(out.tensor.sizes[dim], outer)[0])])
         rows = divided(x.tensor.sizes[dim], outer)[0]
         put(blocks, x.unflatten(dim, [wrap(outer), wrap(rows)]), dim + 1, lo, hi)

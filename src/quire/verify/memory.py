@@ -14,7 +14,7 @@ import attrs
 import torch
 
 from quire.verify import term as t
-from quire.verify.poly import Poly
+from quire.verify.poly import ONE, ZERO, Poly
 from quire.verify.term import Term
 from quire.verify.value import (
     Index,
@@ -173,7 +173,7 @@ class Tensor:
 
 def _spread(value: Value, idx: Index) -> Any:
     own = list(idx)[len(idx) - value.ndim :]
-    return value.at([t.ZERO if s is t.ONE else i for i, s in zip(own, value.shape, strict=True)])
+    return value.at([ZERO if s is ONE else i for i, s in zip(own, value.shape, strict=True)])
 
 
 def fresh(value: Value, label: str = "a new tensor") -> Tensor:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from quire.capture.program import Program
-from quire.verify import decide, laws, poly, term
+from quire.verify import decide, laws, poly
 from quire.verify.applied import Applied
 from quire.verify.certificate import Certificate, program_hash
 from quire.verify.check import solve, versions
@@ -19,15 +19,16 @@ from quire.verify.sizes import Sizes
 from quire.verify.smt import of_obligation
 from quire.verify.solver import EFFORT, z3_says
 from quire.verify.steps import Step
+from quire.verify.term import core
 from quire.verify.value import NoMeaning, NotShown
 from quire.verify.witness import search
 
-_TABLES = dict(poly._table), dict(term._table)
+_TABLES = dict(poly._table), dict(core._table)
 
 
 def reset() -> None:
     """Forget all terms, so that a proof does not depend on what was proved before."""
-    for table, base in zip((poly._table, term._table), _TABLES, strict=True):
+    for table, base in zip((poly._table, core._table), _TABLES, strict=True):
         table.clear()
         table.update(base)
     decide.forget()

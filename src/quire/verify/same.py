@@ -9,7 +9,7 @@ from typing import Any
 from quire.verify import term as t
 from quire.verify.decide import prove
 from quire.verify.laws import CLAIMS
-from quire.verify.poly import Poly, atom_of, bound
+from quire.verify.poly import ZERO, Poly, atom_of, bound, variable
 from quire.verify.smt import of_conditions
 from quire.verify.solver import z3_says
 from quire.verify.term import Term
@@ -164,7 +164,7 @@ def _binders(a: Term, b: Term, facts: Facts, depth: int) -> bool:
         return False
     if a.args[2:] != b.args[2:] and not _arguments(a.args[2:], b.args[2:], facts, depth):
         return False
-    j = t.variable("j", [0], [n - 1])
+    j = variable("j", [0], [n - 1])
     left = t.substitute(a.args[1], {atom_of(bound(a.height, n)): j})
     right = t.substitute(b.args[1], {atom_of(bound(b.height, m)): j})
     return same(left, right, facts, depth - 1)
@@ -209,7 +209,7 @@ def _products(a: Term, b: Term, facts: Facts, depth: int) -> bool:
 
 def _by_ranges(a: Term, b: Term, facts: Facts, depth: int) -> bool:
     """Σ_{j<n} f(j) against sums over parts of [0, n): the one is split as the other is."""
-    left, right = list(t._addends(a)), list(t._addends(b))
+    left, right = list(t.addends(a)), list(t.addends(b))
     common = [x for x in left if x in right]
     left, right = [x for x in left if x not in common], [x for x in right if x not in common]
     if len(left) < len(right):
@@ -223,13 +223,13 @@ def _by_ranges(a: Term, b: Term, facts: Facts, depth: int) -> bool:
     total, others = found
     n, body = total.args
     rest = list(rows)
-    at: Poly = t.ZERO
+    at: Poly = ZERO
     while rest:
         for i, (k, x) in enumerate(rest):
             size = _length(x)
             if size is None:
                 continue
-            j = t.variable("t", [0], [size - 1])
+            j = variable("t", [0], [size - 1])
             moved = t.substitute(body, {atom_of(bound(total.height, n)): at + j})
             piece = t.mul((t.bind("sum", size, moved, j), 1), *others, (t.const(c), 1))
             given = t.mul((x, 1), (t.const(k), 1))

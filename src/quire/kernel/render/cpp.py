@@ -13,12 +13,15 @@ from collections.abc import Mapping, Sequence
 import attrs
 import sympy
 
+from quire.kernel.analysis import free, weights_of
 from quire.kernel.arena import scratch_offsets
 from quire.kernel.ir import Attend, Buffer, Nest
 from quire.kernel.render import nests
+from quire.kernel.render.attend import attend
+from quire.kernel.render.contraction import dot_plan, factor
 from quire.kernel.render.printer import Names
 from quire.kernel.schedule import Phase
-from quire.kernel.units import Segment, weights_of
+from quire.kernel.segments import Segment
 
 ROWS_AT_ONCE = 64
 """Rows of a contraction before what follows them in the same unit is run, while they are in
@@ -94,7 +97,7 @@ def _phase(names: Names, phase: Phase) -> list[str]:
         lines += _segment(names, segment, start, total)
         start += segment.cost * segment.outer * segment.inner
     for nest in phase.attends:
-        lines += nests.attend(names, nest)
+        lines += attend(names, nest)
     return lines
 
 
@@ -135,10 +138,10 @@ def _ahead(names: Names, phase: Phase) -> list[str]:
     for segment in phase.segments:
         share = segment.shares[0]
         weight = weights_of(share.nest)
-        plan = nests.dot_plan(share.nest, share.axes) if isinstance(share.nest, Nest) else None
+        plan = dot_plan(share.nest, share.axes) if isinstance(share.nest, Nest) else None
         if weight is not None and plan is not None and plan.w is weight:
-            row, buffer = nests.factor(weight, plan.row), weight.buffer
-            if len(nests.free(weight)) == 1 + len(share.nest.over) and row:  # type: ignore[union-attr]
+            row, buffer = factor(weight, plan.row), weight.buffer
+            if len(free(weight)) == 1 + len(share.nest.over) and row:  # type: ignore[union-attr]
                 s = names.fresh("w")
                 first = (
                     f"({s}.lo / {segment.inner}) * {share.outer_step} + "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import sympy
 import torch
 
+from quire.errors import MissingRuleError
 from quire.kernel import index as ix
 from quire.kernel.analysis import address
 from quire.kernel.ir import (
@@ -98,7 +99,11 @@ class Names:
             return f"({self._sympy(number)} / {self._sympy(by)})"
         if name in ("Max", "Min"):
             return f"q.{'larger' if name == 'Max' else 'smaller'}({', '.join(args)})"
-        raise NotImplementedError(f"the size {e}")
+        raise MissingRuleError(
+            f"the size {e} cannot be written in C++",
+            allowed="sums, products, quotients, remainders, smaller and larger of lengths",
+            fix="capture with that length fixed, or quire.chunk the model",
+        )
 
 
 def c_type(b: Buffer) -> str:
@@ -106,6 +111,7 @@ def c_type(b: Buffer) -> str:
     return f"const {base}" if b.role == "state" else base
 
 
+Lines = list[str]
 Env = Mapping[str, str]
 """What each variable is called."""
 
@@ -228,3 +234,10 @@ def loop(
         *("  " + line for line in body(index)),
         "});",
     ]
+
+
+def nested(names: Names, axes: Sequence[Var], env: Env, body: Callable[[Env], Lines]) -> Lines:
+    if not axes:
+        return body(env)
+    head, rest = axes[0], axes[1:]
+    return loop(names, head.size, lambda i: nested(names, rest, {**env, head.name: i}, body))

@@ -51,5 +51,5 @@ def _whole(x: Value) -> t.Term:
     names = [variable("t", [0], [size - 1]) for size in x.shape]
     body = as_real(x.at(names))
     for size, name in zip(reversed(x.shape), reversed(names), strict=True):
-        body = t._named("row", size, body, atom_of(name), "all")
+        body = t.named("row", size, body, atom_of(name), "all")
     return body

@@ -14,7 +14,7 @@ from quire.verify.meaning.pointwise import mul as times
 from quire.verify.meaning.pointwise import sub
 from quire.verify.meaning.table import MEANING, means
 from quire.verify.meaning.view import dim_of
-from quire.verify.poly import ONE, ZERO, Poly, poly, product
+from quire.verify.poly import ONE, ZERO, Poly, atom_of, poly, product, variable
 from quire.verify.value import NoMeaning, Value, as_real, build, kind_of, require
 
 
@@ -108,10 +108,10 @@ means("min")(_max_with_index("min"))
 def row(name: str, x: Value, d: int, idx: list[Poly], *more: Any) -> t.Term:
     """A function, known by name only, of the whole row of `x` along `d` that `idx` lies in."""
     size = x.shape[d]
-    var = t.variable("t", [0], [size - 1])
+    var = variable("t", [0], [size - 1])
     body = as_real(x.at([*idx[:d], var, *idx[d + 1 :]]))
     # `_named` gives the row's own index its canonical name.
-    return t._named("row", size, body, t.atom_of(var), name, *more)
+    return t.named("row", size, body, atom_of(var), name, *more)
 
 
 def _arg(op: str) -> Any:

@@ -217,7 +217,7 @@ def adaptive(self: Value, output_size: Any) -> Value:
             at = [j if s is k else i for i, j, s, k in zip(idx[-n:], js, sizes, taps, strict=True)]
             return x.real([*idx[:-n], *at])
 
-        count = t.of_int(t.poly(1))
+        count = t.of_int(poly(1))
         for k in taps:
             count = t.mul((count, 1), (t.of_int(k), 1))
         return t.mul((sum_over(taps, body), 1), (count, -1))

@@ -18,7 +18,7 @@ from torch import fx
 
 from quire.capture.program import Program
 from quire.flow.registry import flow_of
-from quire.plan.shard_plan import Placed, Step
+from quire.plan.shard.plan import Placed, Step
 
 LINEAR = torch.ops.aten.linear.default
 

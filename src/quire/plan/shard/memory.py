@@ -19,9 +19,9 @@ from quire.capture.program import Program
 from quire.cost.collectives import Topology
 from quire.errors import BudgetError
 from quire.flow.registry import flow_of
-from quire.plan.shard_head import Head
-from quire.plan.shard_keep import Keep, Region, Row, choices
-from quire.plan.shard_plan import Placed, Site
+from quire.plan.shard.head import Head
+from quire.plan.shard.keep import Keep, Region, Row, choices
+from quire.plan.shard.plan import Placed, Site
 
 HEAD_PARTS = (1, 2, 4, 8, 16, 32, 64)
 

@@ -23,8 +23,8 @@ from quire.errors import CaptureError
 from quire.flow.registry import flow_of
 from quire.flow.relation import Axis, Flow, Join, Part, Span
 from quire.plan.layout import Layout
-from quire.plan.shard_plan import Placed, Site, Step
-from quire.plan.shard_routed import routed
+from quire.plan.shard.plan import Placed, Site, Step
+from quire.plan.shard.routed import routed
 
 aten: Any = torch.ops.aten
 

@@ -24,7 +24,7 @@ import torch
 from quire.capture.program import Op, Operand
 from quire.flow.registry import flow_of
 from quire.flow.relation import Join
-from quire.plan.shard_plan import Placed, Step
+from quire.plan.shard.plan import Placed, Step
 
 aten: Any = torch.ops.aten
 

@@ -12,9 +12,9 @@ import pytest
 from quire.cost.collectives import ETHERNET, NVLINK4, TOPOLOGIES, Link, Topology
 from quire.errors import BudgetError
 from quire.plan.layout import Layout
-from quire.plan.shard import choose, orders, reorder_seconds
-from quire.plan.shard_cost import _below, _pairs, candidate, candidates, work_share
-from quire.plan.shard_plan import ShardPlan, Site
+from quire.plan.shard.choose import choose, orders, reorder_seconds
+from quire.plan.shard.cost import _below, _pairs, candidate, candidates, work_share
+from quire.plan.shard.plan import ShardPlan, Site
 
 
 def site(**given: object) -> Site:

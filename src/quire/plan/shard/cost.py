@@ -15,7 +15,7 @@ import attrs
 
 from quire.cost.collectives import Topology
 from quire.plan.layout import Layout
-from quire.plan.shard_plan import Candidate, Site, Way
+from quire.plan.shard.plan import Candidate, Site, Way
 
 BACKWARD = 2.5
 """Backward attention does five products where forward does two."""

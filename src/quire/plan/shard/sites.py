@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from quire.capture.program import Op, Operand, Program
-from quire.plan.shard_plan import Site
+from quire.plan.shard.plan import Site
 from quire.rewrite.index_function import Evaluator, is_constant, window
 from quire.rewrite.masks import additive
 

@@ -116,7 +116,7 @@ class ShardPlan:
     notes: tuple[str, ...] = ()
     memory: Any = None
     time: Any = None
-    """Predicted seconds of a step: `shard_time.StepTime`."""
+    """Predicted seconds of a step: `shard.timing.StepTime`."""
     links: str = ""
     head: tuple[str, ...] = ()
     """Nodes of the scores, if they are computed in `head_parts` parts within the loss."""

@@ -2,9 +2,10 @@
 
 For each order of the sequences (plain, or zigzag over a factor of the mesh dim) each attention
 takes its fastest way that can be taken and fits; the order with the least total wins. Attentions
-do not bear on one another but through the order, so that this is exact: `tests/plan` compares it
-with all assignments. A change of order between layers costs an all-to-all of the hidden state and
-its gradient, `reorder_seconds`; the dynamic programme over layers takes one where it pays.
+do not bear on one another but through the order, so that this is exact: `tests/plan/shard`
+compares it with all assignments. A change of order between layers costs an all-to-all of the
+hidden state and its gradient, `reorder_seconds`; the dynamic programme over layers takes one where
+it pays.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import attrs
 
 from quire.cost.collectives import Topology
 from quire.errors import BudgetError
-from quire.plan.shard_cost import candidates
-from quire.plan.shard_plan import Candidate, Site, Way
+from quire.plan.shard.cost import candidates
+from quire.plan.shard.plan import Candidate, Site, Way
 
 
 @attrs.frozen

@@ -6,7 +6,7 @@ from __future__ import annotations
 import attrs
 
 from quire.cost.collectives import Topology
-from quire.plan.shard_plan import Candidate
+from quire.plan.shard.plan import Candidate
 
 HALF = 2  # bytes of a parameter or gradient on the wire
 

@@ -1,0 +1,1 @@
+"""Sharding: placements by flow, a way for each attention, memory, head and losses."""
