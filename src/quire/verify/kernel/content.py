@@ -82,17 +82,22 @@ def digits(at: Sequence[Poly], loops: Sequence[Loop]) -> tuple[dict[Atom, Poly],
 
 
 def _quotient(at: Sequence[Poly], loops: Sequence[Loop]) -> tuple[Atom, Poly, Poly] | None:
+    """A loop's index of which a quotient takes a part: c·x in (… + c·x) div n, split at n/c."""
     sizes = dict(loops)
     for p in at:
         for x in sorted(p.free, key=lambda y: y.id):
-            if x.kind != "div" or x.args[1].constant is None:
+            n = x.args[1].constant if x.kind == "div" else None
+            if n is None:
                 continue
-            y = single(x.args[0])
-            if y is None or y not in sizes:
-                continue
-            size, rest = divmod_(sizes[y], x.args[1])
-            if rest is ZERO and size is not ONE:
-                return y, x.args[1], size
+            for y in x.args[0].atoms():
+                parts = x.args[0].split(y)
+                c = parts[0].constant if parts and y in sizes else None
+                if not c or n % abs(c) or n == abs(c):
+                    continue
+                by = poly(n // abs(c))
+                size, rest = divmod_(sizes[y], by)
+                if rest is ZERO and size is not ONE:
+                    return y, by, size
     return None
 
 

@@ -85,14 +85,15 @@ def flat(at: Sequence[Poly], sizes: Sequence[int], env: Mapping[Atom, Any]) -> A
 
 
 def whole_dims(at: Sequence[Poly], shape: Sequence[Poly], loops: Sequence[Loop]) -> set[int]:
-    """Dims whose index is the index of one loop over the whole dim, used nowhere else."""
-    sizes = dict(loops)
+    """Dims whose index is the index of one loop over the whole dim, used in no other dim (but in
+    those whose index is data)."""
+    sizes, data = dict(loops), data_dims(at)
     found = set()
     for d, p in enumerate(at):
         x = single(p)
         if x is None or sizes.get(x) is not shape[d]:
             continue
-        if all(x not in q.free for e, q in enumerate(at) if e != d):
+        if all(x not in q.free for e, q in enumerate(at) if e != d and e not in data):
             found.add(d)
     return found
 

@@ -32,7 +32,7 @@ from quire.verify.kernel.phase import Attention, Collector, Event, Loop
 from quire.verify.kernel.state import Key, Read, State
 from quire.verify.poly import ONE, Poly, atom_of, index, poly, variable
 from quire.verify.poly import substitute as substitute_poly
-from quire.verify.same import same
+from quire.verify.same import same, under
 from quire.verify.value import NoMeaning, NotShown, Value, as_real, convert, indices
 
 
@@ -259,7 +259,8 @@ class Epoch:
         place = {atom_of(index(k, n)): here[d] for k, (d, n) in enumerate(zip(dims, sizes, strict=True))}
         to = {x: substitute_poly(p, place) for x, p in own.items()}
         hit = t.and_(*(t.eq(here[d] - substitute_poly(store.at[d], to)) for d in data[0]))
-        return same(want.scalar, convert(old.at(here), want.kind), (t.not_(hit),))
+        facts = (t.not_(hit),)
+        return same(under(want.scalar, facts), convert(old.at(here), want.kind), facts)
 
     def _covered(self, key: Key, stores: list[Store], shape: Any) -> None:
         """Each element is written once; where places are data, each but for those dims."""
