@@ -33,7 +33,13 @@ from quire.verify.kernel.state import Key, Read, State
 from quire.verify.poly import ONE, Poly, atom_of, index, poly, variable
 from quire.verify.poly import substitute as substitute_poly
 from quire.verify.same import same, under
+from quire.verify.term.core import flat
 from quire.verify.value import NoMeaning, NotShown, Value, as_real, convert, indices
+
+
+KEPT = 120
+"""Terms that may be carried on where a buffer holds no tensor of the graph, such as a sum of
+squares on its way to a mean."""
 
 
 @attrs.frozen(eq=False)
@@ -239,6 +245,11 @@ class Epoch:
             return found
         if plain is None or (stores and key[0] == "input"):
             raise NotShown(f"what is written to {self.state.name(key)} is no tensor of the graph")
+        if _size(plain.scalar) > KEPT:
+            raise NotShown(
+                f"what is written to {self.state.name(key)} is not shown to be a tensor of the "
+                f"graph: {t.show(plain.scalar, 4)[:400]}"
+            )
         return plain
 
     def _rest(self, key: Key, stores: list[Store], want: Value) -> bool:
@@ -345,6 +356,19 @@ class Epoch:
             if (taken & ~inside).any() or (owner[at[inside]] != by[inside]).any():
                 raise NotShown(f"{name} is read by a worker other than the one that writes it")
             self.state.claim("order", f"{name}: read by the unit that wrote it")
+
+
+def _size(x: Any) -> int:
+    """Distinct terms within a scalar."""
+    seen: set[Any] = set()
+    stack = [x]
+    while stack and len(seen) <= KEPT:
+        top = stack.pop()
+        if top not in seen:
+            seen.add(top)
+            inner = [a for y in top.free for a in y.args] if isinstance(top, Poly) else top.args
+            stack += flat(inner)
+    return len(seen)
 
 
 def _all_by_one(store: Store, shape: Any) -> set[int]:
