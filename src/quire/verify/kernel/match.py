@@ -57,8 +57,9 @@ class Graph:
 
     def hold(self, node: fx.Node) -> Value:
         """`node`, from now on known by name."""
-        self.given[node] = self.original.cut(node)
-        self._memo = {}
+        if node not in self.given:
+            self.given[node] = self.original.cut(node)
+            self._memo = {}
         return self.given[node]
 
     def far(self, node: fx.Node) -> bool:
@@ -73,19 +74,19 @@ class Graph:
             stack += self.original.needs(top)
         return bool(stack)
 
-    def first_of(self, node: fx.Node) -> fx.Node:
-        """The earliest node that is known to be the same tensor as `node`."""
+    def first_of(self, node: fx.Node) -> tuple[fx.Node, int]:
+        """The earliest node that is known to be the same tensor as `node`, and how far back."""
+        back = 0
         while node not in self.original.inputs and node not in self.given:
             needs = self.original.needs(node)
             if len(needs) != 1 or needs[0] in self.original.inputs or needs[0] in self.given:
-                return node
+                break
             one, other = self.value(node), self.value(needs[0])
-            if not isinstance(other, Value) or other.shape != one.shape:
-                return node
-            if other.scalar is not one.scalar:
-                return node
-            node = needs[0]
-        return node
+            same = isinstance(other, Value) and other.shape == one.shape
+            if not same or other.scalar is not one.scalar:
+                break
+            node, back = needs[0], back + 1
+        return node, back
 
     # --- hints -------------------------------------------------------------------------------
 

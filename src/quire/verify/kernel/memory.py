@@ -71,6 +71,7 @@ class Epoch:
 
     def run(self) -> None:
         """Work out all that is written, and check it."""
+        self.state.asked.clear()
         for event in self.collector.events:
             self._writers.setdefault(self.state.key(event.pointer), []).append(event)
         for pointer in self.collector.pointers:
@@ -260,7 +261,7 @@ class Epoch:
         if len(stores) != 1:
             return False
         (store,) = stores
-        old = self.state.before(store.event.pointer)
+        old = self.entered[key] = self.state.before(store.event.pointer)
         here = indices(want.shape)
         dims = [d for d in range(len(here)) if d not in data[0] and want.shape[d] is not ONE]
         sizes = [want.shape[d] for d in dims]

@@ -10,6 +10,7 @@ from quire.capture.program import Program
 from quire.verify import decide, laws
 from quire.verify.certificate import Certificate, program_hash
 from quire.verify.check import versions
+from quire.verify.kernel.again import Again
 from quire.verify.kernel.evaluate import Evaluator, Span
 from quire.verify.kernel.match import Graph, assume_ranges
 from quire.verify.kernel.memory import Epoch
@@ -82,15 +83,19 @@ def _graph(program: Program, tables: Tables) -> Graph:
 
 def _run(state: State, source: str, tables: Tables) -> list[Step]:
     code = functions(source)
-    calls = 0
+    calls = 1
     script = epochs(code, tables.repeats)
+    again = Again(state, code)
     for number, between in enumerate(script):
-        epoch = Epoch(state)
         try:
-            for call in between.phases:
-                calls += 1
-                epoch.collector.phase(code[call.function], call.base, calls)
-            epoch.run()
+            form, pointers = again.form(between.phases)
+            epoch = Epoch(state)
+            if not again.done(form, pointers, calls):
+                for k, call in enumerate(between.phases):
+                    epoch.collector.phase(code[call.function], call.base, calls + k)
+                epoch.run()
+                again.keep(form, pointers, epoch, calls)
+            calls += len(between.phases)
             for call in between.ahead:
                 _prefetches(state, epoch, code[call.function], call)
         except (NoMeaning, NotShown) as error:

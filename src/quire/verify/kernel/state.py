@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -19,6 +19,7 @@ from quire.verify.kernel.match import Graph, in_shape
 from quire.verify.kernel.tables import Tables
 from quire.verify.poly import Poly, product
 from quire.verify.same import same
+from quire.verify.structure import walk
 from quire.verify.value import NoMeaning, NotShown, Value, kind_of, through
 from quire.verify.value import permute as permuted
 
@@ -54,6 +55,25 @@ class Found:
     node: str
 
 
+@attrs.frozen(eq=False)
+class Asked:
+    """A buffer found in the graph: the node's place among the hints, how far back its tensor is
+    known from and by which name, and the graph behind it."""
+
+    key: Key
+    place: int
+    back: int
+    name: str
+    rows: tuple[Any, ...]
+
+
+def behind(node: Any, original: Any, given: Any) -> tuple[Any, ...]:
+    """The graph from `node` back to tensors known by name."""
+    rows: list[Any] = []
+    walk(node, original, given, {}, {}, rows)
+    return tuple(rows)
+
+
 class State:
     """Contents of shared buffers. `held` maps a buffer to its tensor, `lost` to what took its
     bytes."""
@@ -65,6 +85,8 @@ class State:
         self.lost: dict[Key, str] = {}
         self.claims: dict[tuple[str, str], None] = {}
         self.found: list[Found] = []
+        self.asked: list[Asked] = []
+        """The buffers of the running epoch that were found in the graph, in order."""
         self._buffers: dict[Key, Buffer] = {}
 
     def claim(self, kind: str, text: str) -> None:
@@ -158,19 +180,23 @@ class State:
         self, key: Key, shape: tuple[Poly, ...], dtype: torch.dtype, equal: Callable[[Value], bool]
     ) -> Value | None:
         """The graph's tensor that a buffer holds, from now on known by its node's name."""
-        role = "temp" if key[0] == "scratch" else key[0]
-        name = self._made_for(key)
-        target = key[1][0] if role in ("input", "output") else ""
-        for node in self.graph.hints(role, name, target):
+        for place, node in enumerate(self.hints(key)):
             want = self.graph.seen_as(node, shape, kind_of(dtype))
             if want is None or not equal(want):
                 continue
-            first = self.graph.first_of(node)
+            rows = behind(node, self.graph.original, self.graph.given)
+            first, back = self.graph.first_of(node)
+            name = self.graph.original.inputs.get(first, first.name)
+            self.asked.append(Asked(key, place, back, name, rows))
             self.found.append(Found(self.name(key), node.name))
-            known = self.graph.given.get(first)
-            tensor = self.graph.hold(first) if known is None else known
-            return in_shape(tensor, shape)
+            return in_shape(self.graph.hold(first), shape)
         return None
+
+    def hints(self, key: Key) -> Sequence[Any]:
+        """Nodes that a buffer may hold, the likeliest first."""
+        role = "temp" if key[0] == "scratch" else key[0]
+        target = key[1][0] if role in ("input", "output") else ""
+        return self.graph.hints(role, self._made_for(key), target)
 
     def _made_for(self, key: Key) -> str:
         """The name that `origin` knows a buffer by."""
@@ -186,21 +212,24 @@ class State:
     def leave(self, epoch: Any) -> None:
         """Take over what an epoch wrote; what shares bytes with it is lost."""
         self._scratch(epoch)
-        wrote = {k for k in epoch.written if k[0] != "scratch"}
-        read = set(epoch.entered)
+        wrote = {k: v for k, v in epoch.settled.items() if k[0] != "scratch"}
+        self.take(wrote, set(epoch.entered))
+
+    def take(self, wrote: Mapping[Key, Value | Attended], read: set[Key]) -> None:
+        """New contents; what shares bytes with them is lost, and must not be in use."""
         for key in wrote:
             if key[0] == "state":
                 raise NotShown(f"the weight {self.name(key)} is written")
-            for other in (wrote | read) - {key}:
+            for other in (set(wrote) | read) - {key}:
                 if self._share(key, other):
                     raise NotShown(
                         f"{self.name(other)} and {self.name(key)} share bytes in one phase"
                     )
-        for key in wrote:
+        for key, held in wrote.items():
             for other in [k for k in self.held if k not in wrote and self._share(key, k)]:
                 self.lost[other] = self.name(key)
                 del self.held[other]
-            self.held[key] = epoch.settled[key]
+            self.held[key] = held
             self.lost.pop(key, None)
 
     def _bytes(self, key: Key) -> tuple[int, int] | None:
