@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -39,9 +39,11 @@ def dense(shape: Sequence[Poly]) -> tuple[Poly, ...]:
 
 
 def decode(
-    at: Poly, shape: Sequence[Poly], strides: Sequence[Poly], path: Premises, what: str
-) -> list[Poly]:
-    """The index of the element at position `at`, shown to lie within the shape."""
+    at: Poly, shape: Sequence[Poly], strides: Sequence[Poly], path: Premises, what: str,
+    assumed: Callable[[Poly], Premises] = lambda _: (),
+) -> list[Poly]:  # fmt: skip
+    """The index of the element at position `at`, shown to lie within the shape. `assumed` gives
+    what is known of an index that is data."""
     order = [d for d in range(len(shape)) if shape[d] is not ONE]
     if all(strides[d].constant is not None for d in order):
         order.sort(key=lambda d: -(strides[d].constant or 0))
@@ -55,9 +57,13 @@ def decode(
     if rest is not ZERO:
         raise NotShown(f"{what}: position {at} is none of an element")
     for d in order:
-        low = prove(found[d], ">=", path, "bounds: not before the start")
-        high = prove(shape[d] - 1 - found[d], ">=", path, "bounds: not after the end")
-        if not (low and high):
+        ends = (found[d], "bounds: not before the start"), (
+            shape[d] - 1 - found[d], "bounds: not after the end",
+        )  # fmt: skip
+        if not (
+            all(prove(p, ">=", path, why) for p, why in ends)
+            or all(prove(p, ">=", (*path, *assumed(found[d])), why) for p, why in ends)
+        ):
             raise NotShown(f"{what}: index {found[d]} of dim {d} is not within {shape[d]}")
     return found
 

@@ -14,9 +14,10 @@ from torch import fx
 
 from quire.capture.program import Operand, Program
 from quire.verify import term as t
+from quire.verify.decide import Premises
 from quire.verify.kernel.tables import Tables
 from quire.verify.original import Original
-from quire.verify.poly import Poly, poly, product
+from quire.verify.poly import Poly, poly, product, single, substitute
 from quire.verify.sizes import Sizes
 from quire.verify.term.core import RANGES
 from quire.verify.value import NoMeaning, NotShown, Value, build, number, reshape, through
@@ -36,6 +37,8 @@ class Graph:
         self.original = Original(program, sizes)
         self.given: dict[fx.Node, Value] = {}
         self._memo: dict[Any, Any] = {}
+        self.indices: dict[tuple[Poly, int], None] = {}
+        """Indices that are data, over canonical indices, and the sizes that they stay below."""
         self.by_target = {(i.kind == "user", i.target): i.node for i in program.inputs}
         for item in program.inputs:
             state = program.state.get(item.target)
@@ -58,6 +61,7 @@ class Graph:
     def hold(self, node: fx.Node) -> Value:
         """`node`, from now on known by name."""
         if node not in self.given:
+            self._keep_range(node)
             self.given[node] = self.original.cut(node)
             self._memo = {}
         return self.given[node]
@@ -74,6 +78,17 @@ class Graph:
             stack += self.original.needs(top)
         return bool(stack)
 
+    def _keep_range(self, node: fx.Node) -> None:
+        """Places in a row stay known to be within it."""
+        if self.program.info(node).dtype.is_floating_point or node in self.original.inputs:
+            return
+        value = self.value(node)
+        x = single(value.scalar) if isinstance(value.scalar, Poly) else None
+        if x is not None and len(x.lower) == len(x.upper) == 1:
+            low, high = x.lower[0].constant, x.upper[0].constant
+            if low is not None and high is not None:
+                RANGES[node.name] = (low, high)
+
     def first_of(self, node: fx.Node) -> tuple[fx.Node, int]:
         """The earliest node that is known to be the same tensor as `node`, and how far back."""
         back = 0
@@ -87,6 +102,14 @@ class Graph:
                 break
             node, back = needs[0], back + 1
         return node, back
+
+    def in_range(self, p: Poly) -> Premises:
+        """What is known of `p` if the original reads a tensor at it (axiom `in-range`)."""
+        for known, size in self.indices:
+            one = _as(known, p)
+            if one is p:
+                return (">=", p), (">=", size - 1 - p)
+        return ()
 
     # --- hints -------------------------------------------------------------------------------
 
@@ -157,10 +180,42 @@ def assume_ranges(graph: Graph) -> None:
                 continue
             name = _source(graph, index.node)
             if name is None:
+                if not wraps:
+                    _remember(graph, index.node, size)
                 continue
             low, high = found.get(name, (-size, size - 1))
             found[name] = (max(low, -size if wraps else 0), min(high, size - 1))
     RANGES.update(found)
+
+
+def _remember(graph: Graph, node: fx.Node, size: int) -> None:
+    """An index that is computed from several inputs."""
+    if graph.far(node):
+        return
+    try:
+        value = graph.value(node)
+    except (NoMeaning, NotShown):
+        return
+    if isinstance(value, Value) and isinstance(value.scalar, Poly):
+        graph.indices[value.scalar, size] = None
+
+
+def _as(known: Poly, p: Poly) -> Poly | None:
+    """`known` at the indices that `p` reads its tensors at."""
+    reads = {x.args[0].args[0]: x.args[0].args[1] for x in p.free
+             if x.kind == "val" and x.args[0].op == "read"}  # fmt: skip
+    to: dict[Any, Poly] = {}
+    for x in known.free:
+        if x.kind != "val" or x.args[0].op != "read":
+            continue
+        name, at = x.args[0].args
+        if name not in reads or len(reads[name]) != len(at):
+            return None
+        for mine, theirs in zip(at, reads[name], strict=True):
+            y = single(mine)
+            if y is not None and y.kind == "var":
+                to[y] = theirs
+    return substitute(known, to)
 
 
 def _indexed(op: Any) -> Iterable[tuple[Operand, int, Operand, bool]]:

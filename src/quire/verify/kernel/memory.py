@@ -96,7 +96,8 @@ class Epoch:
         if isinstance(held, Attended):
             raise NoMeaning("the parts of an attention are read by q.merge only")
         strides = self.state.strides(pointer, held.shape)
-        idx = decode(at, held.shape, strides, path, f"read of {self.state.name(key)}")
+        what = f"read of {self.state.name(key)}"
+        idx = decode(at, held.shape, strides, path, what, self.state.graph.in_range)
         self.reads.append(Read(self._stack[-1], key, tuple(idx), tuple(self._bound), path))
         return held.at(idx)
 
@@ -227,12 +228,10 @@ class Epoch:
     def _named(self, key: Key, stores: list[Store], shape: Any, dtype: Any) -> Value:
         """The content as a tensor: of the graph where it is one, else by what was written."""
         plain = None
-        if len(stores) == 1 and not cover.data_dims(stores[0].at):
-            to = inverse(stores[0].at, shape, stores[0].loops)
-            if to is not None:
-                plain = Value(tuple(shape), dtype, t.substitute(stores[0].value, to))
-                if plain.scalar.op == "read" if isinstance(plain.scalar, t.Term) else False:
-                    return plain
+        if not any(cover.data_dims(s.at) for s in stores):
+            plain = _function(stores, tuple(shape), dtype)
+            if plain is not None and getattr(plain.scalar, "op", "") == "read":
+                return plain
 
         def equal(want: Value) -> bool:
             if plain is not None:
@@ -258,20 +257,19 @@ class Epoch:
         data = [cover.data_dims(s.at) for s in stores]
         if not any(data):
             return True
-        if len(stores) != 1:
-            return False
-        (store,) = stores
-        old = self.entered[key] = self.state.before(store.event.pointer)
+        old = self.entered[key] = self.state.before(stores[0].event.pointer)
         here = indices(want.shape)
-        dims = [d for d in range(len(here)) if d not in data[0] and want.shape[d] is not ONE]
-        sizes = [want.shape[d] for d in dims]
-        own = inverse([store.at[d] for d in dims], sizes, store.loops)
-        if own is None:
+        hits = set()
+        for store in stores:
+            whole = cover.whole_dims(store.at, want.shape, store.loops)
+            to = {atom_of(store.at[d]): here[d] for d in whole}
+            at = [(here[d], substitute_poly(store.at[d], to)) for d in sorted(data[0])]
+            if any(p.free & {x for x, _ in store.loops} for _, p in at):
+                return False
+            hits.add(t.and_(*(t.eq(i - p) for i, p in at)))
+        if len(hits) != 1:
             return False
-        place = {atom_of(index(k, n)): here[d] for k, (d, n) in enumerate(zip(dims, sizes, strict=True))}
-        to = {x: substitute_poly(p, place) for x, p in own.items()}
-        hit = t.and_(*(t.eq(here[d] - substitute_poly(store.at[d], to)) for d in data[0]))
-        facts = (t.not_(hit),)
+        facts = (t.not_(hits.pop()),)
         return same(under(want.scalar, facts), convert(old.at(here), want.kind), facts)
 
     def _covered(self, key: Key, stores: list[Store], shape: Any) -> None:
@@ -357,6 +355,31 @@ class Epoch:
             if (taken & ~inside).any() or (owner[at[inside]] != by[inside]).any():
                 raise NotShown(f"{name} is read by a worker other than the one that writes it")
             self.state.claim("order", f"{name}: read by the unit that wrote it")
+
+
+def _function(stores: list[Store], shape: tuple[Poly, ...], dtype: Any) -> Value | None:
+    """What was written as a function of the index; None if it is not found."""
+    first = stores[0]
+    if len(stores) == 1 and (to := inverse(first.at, shape, first.loops)) is not None:
+        return Value(shape, dtype, t.substitute(first.value, to))
+    # The function that the first statement writes, tried on the others.
+    solved: dict[Any, Poly] = {}
+    loops = {x for x, _ in first.loops}
+    for d, p in enumerate(first.at):
+        if shape[d] is ONE:
+            continue
+        for x in p.atoms():
+            parts = p.split(x)
+            if x in loops and x not in solved and parts is not None and parts[0] is ONE:
+                solved[x] = index(d, shape[d]) - parts[1]
+                break
+        else:
+            return None
+    scalar = t.substitute(first.value, solved)
+    if scalar.free & loops:
+        return None
+    found = Value(shape, dtype, scalar)
+    return found if all(same(s.value, found.at(s.at)) for s in stores) else None
 
 
 def _size(x: Any) -> int:
