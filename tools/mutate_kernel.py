@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -42,7 +41,9 @@ MORE: dict[str, Lie] = {
         s, r"real\((\d+\.\d+)f\)", n, lambda m: f"real({float(m[1]) * 1.001!r}f)"
     ),
     "another function": lambda s, n: nth(
-        s, r"q\.(sigmoid|rsqrt|exp|cos|sin|tanh)\(", n,
+        s,
+        r"q\.(sigmoid|rsqrt|exp|cos|sin|tanh)\(",
+        n,
         lambda m: {"cos": "q.sin(", "sin": "q.cos("}.get(m[1], "q.sqrt("),
     ),
     "branches swapped": lambda s, n: nth(
@@ -130,9 +131,11 @@ def lies(
             yield kind, text, table
 
 
-def plan_of(name: str) -> KernelPlan:
+def plan_of(name: str, layers: int = 2) -> KernelPlan:
     """The decode kernel of one of the small models."""
-    model = AutoModelForCausalLM.from_config(CONFIGS[name]()).eval()
+    config = CONFIGS[name]()
+    config.num_hidden_layers = layers
+    model = AutoModelForCausalLM.from_config(config).eval()
     step = capture_decode(model, LENGTH, ROWS)
     return compile_program(step.program, "", name, {s.name: ROWS for s in step.program.symbols})
 
@@ -143,7 +146,7 @@ def main() -> None:
     parser.add_argument("--mutants", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    plans = {name: plan_of(name) for name in options.models}
+    plans = {name: plan_of(name, 4 if name == "llama" else 2) for name in options.models}
     streams = {}
     for k, (name, plan) in enumerate(plans.items()):
         tables = tables_of(plan)
@@ -176,7 +179,7 @@ def main() -> None:
 
 def _change(old: str, new: str) -> str:
     pairs = zip(old.splitlines(), new.splitlines(), strict=False)
-    return "\n".join(f"- {a}\n+ {b}" for a, b in pairs if a != b)[:3000] or re.sub(r"\s+", " ", "")
+    return "\n".join(f"- {a}\n+ {b}" for a, b in pairs if a != b)[:3000]
 
 
 if __name__ == "__main__":

@@ -287,9 +287,7 @@ LIES: dict[str, Callable[[str, int], str | None]] = {
     "missing scale": lambda s, n: nth(s, r" \* real\(0\.\d+f\)", n, lambda m: ""),
     "< for <=": lambda s, n: nth(s, r" (<=|<) ", n, lambda m: " < " if m[1] == "<=" else " <= "),
     "minus for plus": lambda s, n: nth(s, r"(\)) \+ (q\.load)", n, lambda m: f"{m[1]} - {m[2]}"),
-    "share too wide": lambda s, n: nth(
-        s, r"(q\.share\(\d+, \d+, )(\d+)(, \d+, \d+\))", n, _bumped
-    ),
+    "share too wide": lambda s, n: nth(s, r"(q\.share\(\d+, \d+, )(\d+)(, \d+, \d+\))", n, _bumped),
     "live keys too many": lambda s, n: nth(s, r"( \+ )(1)(\)\)\);)", n, _bumped),
     "stale prefetch": lambda s, n: nth(
         s, r"q\.prefetch\(s(\d+),", n, lambda m: "q.prefetch(q.template array<float>(0),"

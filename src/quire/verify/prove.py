@@ -117,6 +117,7 @@ def claims_of(
     solvers: tuple[str, ...],
     seconds: float,
     checked: tuple[tuple[str, str], ...] = (),
+    over: str = "all part sizes",
 ) -> tuple[Claim, ...]:
     """All claims of a proof: lemmas, integer and condition texts as the solvers answer them, what
     was `checked` (kind, text) by going through all elements, and the steps."""
@@ -150,7 +151,7 @@ def claims_of(
         verdict = "proved" if s.verdict == "equal" else "unknown"
         if s.verdict != "equal" and s.line:
             continue
-        text = f"{s.text} equals the original's for all inputs, lengths and part sizes"
+        text = f"{s.text} equals the original's for all inputs, lengths and {over}"
         rule = "same normal form, integers and conditions by the solver"
         made.append(
             Claim(f"e{k}", "equality", text, rule, "", before if k == 0 else (), verdict, s.reason)

@@ -17,6 +17,11 @@ from quire.verify.value import NotShown
 
 Loop = tuple[Atom, Poly]
 
+
+class Wrong(NotShown):
+    """A claim that is false, with the element, buffer or pointer that shows it."""
+
+
 LIMIT = 1 << 25
 """Elements gone through at most in one check."""
 

@@ -49,10 +49,12 @@ class Pointer:
 
 @attrs.frozen(eq=False)
 class Span:
-    """A worker's share of `units` units: trusted to be disjoint over workers and to cover all, if
-    its numbers agree."""
+    """A worker's share [lo, hi) of `units` units: trusted to be disjoint over workers and to cover
+    all, if its numbers agree."""
 
     units: int
+    lo: Poly
+    hi: Poly
 
 
 @attrs.frozen(eq=False)
@@ -239,6 +241,8 @@ class Evaluator:
 
     def _item(self, of: str, at: Expr | str, env: Env, path: Premises) -> Any:
         table = env.get(of)
+        if isinstance(table, Span) and at in ("lo", "hi"):
+            return table.lo if at == "lo" else table.hi
         if not isinstance(table, tuple) or isinstance(at, str):
             raise NoMeaning(f"{of} is no table")
         k = self.poly(at, env, path)
@@ -280,7 +284,7 @@ class Evaluator:
 
     def _scalar(self, name: str, xs: list[Any], path: Premises) -> Any:
         match name, xs:
-            case ("larger" | "smaller"), [a, b]:
+            case (("larger" | "smaller"), [a, b]):
                 if is_int(a) and is_int(b):
                     return (maximum if name == "larger" else minimum)(a, b)
                 word = "max" if name == "larger" else "min"
@@ -289,7 +293,7 @@ class Evaluator:
                 return maximum(x, -x) if is_int(x) else t.make("fn", "abs", as_real(x))
             case "exp", [x]:
                 return t.exp(as_real(x))
-            case ("idiv" | "imod"), [a, b]:
+            case (("idiv" | "imod"), [a, b]):
                 n = as_poly(b)
                 if not prove(n - 1, ">=", path, "a divisor is positive"):
                     raise NotShown(f"division by {n}")
@@ -310,8 +314,11 @@ class Evaluator:
     def _share(self, numbers: list[int]) -> Span:
         start, cost, units, total, align = numbers
         if min(cost, units, total, align) < 1 or start < 0 or start + cost * units > total:
-            raise NotShown(f"shares of [{start}, {start + cost * units}) of {total} do not cover it")
-        return Span(units)
+            raise NotShown(
+                f"shares of [{start}, {start + cost * units}) of {total} do not cover it"
+            )
+        lo = variable("lo", [0], [units])
+        return Span(units, lo, variable("hi", [lo], [units]))
 
 
 FUNCTIONS = {

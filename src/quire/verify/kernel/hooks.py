@@ -86,7 +86,9 @@ class _Attention:
         pointer, step = self.ev.pointer(self.args["keys"], self.env), self.poly("key_step")
         _, held = self.epoch.content(pointer)
         strides = self.epoch.state.strides(pointer, held.shape)
-        found = [n for n, by in zip(held.shape, strides, strict=True) if by is step and n is not ONE]
+        found = [
+            n for n, by in zip(held.shape, strides, strict=True) if by is step and n is not ONE
+        ]
         if len(found) != 1:
             raise NotShown(f"keys {step} apart in a tensor of shape {held.shape}")
         return found[0]
@@ -109,9 +111,7 @@ class _Attention:
         live = guards(j, lo, hi)
         score = as_real(ev.call(self.args["score"], env, (u, g, j, product)))
         weight = t.mul((t.exp(score), 1), (t.ind(live), 1))
-        value = epoch.load(
-            array["values"], at("value") + j * self.poly("value_step") + i, ()
-        )
+        value = epoch.load(array["values"], at("value") + j * self.poly("value_step") + i, ())
         above = t.bind("sum", keys, t.mul((weight, 1), (as_real(value), 1)), j)
         return t.mul((above, 1), (t.bind("sum", keys, weight, j), -1)), i
 

@@ -5,7 +5,7 @@ asked for. A statement may read
 
 - what was held before the epoch and is not written in it,
 - its worker's own scratch, written before it,
-- what the same unit wrote before it (`check` goes through all elements to see that it did).
+- what the same unit wrote before it (`races.py` goes through all elements to see that it did).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from quire.verify.kernel import cover
 from quire.verify.kernel.content import (
     Attended,
     decode,
-    dense,
     digits,
     inverse,
     laid_out,
 )
 from quire.verify.kernel.evaluate import Evaluator, Pointer
 from quire.verify.kernel.phase import Attention, Collector, Event, Loop
+from quire.verify.kernel.races import Store, check_units
 from quire.verify.kernel.state import Key, Read, State
 from quire.verify.poly import ONE, Poly, atom_of, index, poly, variable
 from quire.verify.poly import substitute as substitute_poly
@@ -36,21 +36,9 @@ from quire.verify.same import same, under
 from quire.verify.term.core import flat
 from quire.verify.value import NoMeaning, NotShown, Value, as_real, convert, indices
 
-
 KEPT = 120
 """Terms that may be carried on where a buffer holds no tensor of the graph, such as a sum of
 squares on its way to a mean."""
-
-
-@attrs.frozen(eq=False)
-class Store:
-    """One event worked out, over its loops split into digits; `unit` numbers who does it."""
-
-    event: Event
-    at: list[Poly]
-    loops: tuple[Loop, ...]
-    value: Any
-    unit: Poly | None
 
 
 class Epoch:
@@ -79,7 +67,7 @@ class Epoch:
         for key in list(self._writers):
             if key not in self.settled:
                 self.settle(key)
-        self._check_units()
+        check_units(self.state, self.reads, self.stores)
         self.state.leave(self)
 
     @property
@@ -278,9 +266,7 @@ class Epoch:
         data = [cover.data_dims(s.at) for s in stores]
         if any(d != data[0] for d in data) or (data[0] and key[0] != "input"):
             raise NotShown(f"{name} is written at places that are data")
-        whole = set.intersection(
-            *(cover.whole_dims(s.at, shape, s.loops) for s in stores)
-        )
+        whole = set.intersection(*(cover.whole_dims(s.at, shape, s.loops) for s in stores))
         rest = [d for d in range(len(shape)) if d not in whole and d not in data[0]]
         sizes = []
         for d in rest:
@@ -295,7 +281,7 @@ class Epoch:
             places.append(cover.flat([s.at[d] for d in rest], sizes, env))
         wrong = cover.once(places, int(np.prod(sizes)) if sizes else 1)
         if wrong:
-            raise NotShown(f"coverage of {name}: {wrong}")
+            raise cover.Wrong(f"coverage of {name}: {wrong}")
         self.state.claim("coverage", f"{name}: each element is written once, by one worker")
 
     # --- attention ---------------------------------------------------------------------------
@@ -317,44 +303,6 @@ class Epoch:
             return body()
         finally:
             self._stack.pop()
-
-    # --- races -------------------------------------------------------------------------------
-
-    def _check_units(self) -> None:
-        """Every element read in the epoch that writes it was written by the same unit."""
-        for read in self.reads:
-            if read.key not in self.stores or read.key[0] == "scratch":
-                continue
-            assert isinstance(read.event, Event) and read.event.unit is not None
-            unit = read.event.unit
-            name = self.state.name(read.key)
-            shape = self.state.shape(read.key)
-            mine = [
-                s for s in self.stores[read.key]
-                if s.event.unit is not None and s.event.unit.segment == unit.segment
-            ]  # fmt: skip
-            whole = set.intersection(*(_all_by_one(s, shape) for s in mine))
-            rest = [d for d in range(len(shape)) if d not in whole]
-            sizes = [_number(shape[d], name) for d in rest]
-            owner = np.full(int(np.prod(sizes)) if sizes else 1, -1, dtype=np.int64)
-            for s in mine:
-                assert s.unit is not None
-                needed = {x for d in rest for x in s.at[d].free} | s.unit.free
-                env = cover.grid([(x, n) for x, n in s.loops if x in needed])
-                at = cover.flat([s.at[d] for d in rest], sizes, env)
-                owner[at] = np.broadcast_to(cover.values(s.unit, env), at.shape)
-            idx = [read.at[d] for d in rest]
-            assert unit.index is not None
-            needed = {x for p in idx for x in p.free} | unit.index.free
-            loops = [(x, n) for x, n in (*read.event.loops, *read.bound) if x in needed]
-            env = cover.grid(loops)
-            at = cover.flat(idx, sizes, env)
-            taken = cover.holding(read.path, env, at.shape)
-            by = np.broadcast_to(cover.values(unit.index, env), at.shape)
-            inside = taken & (at >= 0) & (at < len(owner))
-            if (taken & ~inside).any() or (owner[at[inside]] != by[inside]).any():
-                raise NotShown(f"{name} is read by a worker other than the one that writes it")
-            self.state.claim("order", f"{name}: read by the unit that wrote it")
 
 
 def _function(stores: list[Store], shape: tuple[Poly, ...], dtype: Any) -> Value | None:
@@ -393,20 +341,3 @@ def _size(x: Any) -> int:
             inner = [a for y in top.free for a in y.args] if isinstance(top, Poly) else top.args
             stack += flat(inner)
     return len(seen)
-
-
-def _all_by_one(store: Store, shape: Any) -> set[int]:
-    """Dims that every unit goes through as a whole."""
-    assert store.unit is not None
-    whole = cover.whole_dims(store.at, shape, store.loops)
-    return {d for d in whole if not store.at[d].free & store.unit.free}
-
-
-def _number(size: Poly, name: str) -> int:
-    found = size.constant
-    if found is None:
-        raise NotShown(f"{name}: a dim of size {size} is shared out between units")
-    return found
-
-
-__all__ = ["Epoch", "Store", "dense"]

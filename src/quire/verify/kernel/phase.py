@@ -1,7 +1,7 @@
 """The statements of a phase → events: what is written where, under which loops, by whom.
 
-`q.units` runs its body for runs `[a, b)` of the units of each outer one. A loop over `b − a` from `a`
-on is one over all units, whatever the runs are; nothing else may depend on `a` and `b`.
+`q.units` runs its body for runs `[a, b)` of the units of each outer one. A loop over `b − a` from
+`a` on is one over all units, whatever the runs are; nothing else may depend on `a` and `b`.
 """
 
 from __future__ import annotations
@@ -243,9 +243,7 @@ class Collector:
             lambda: ev.poly(at, env) + a * ev.poly(out_a, env) + b * ev.poly(out_b, env), value,
         )  # fmt: skip
 
-    def _chosen(
-        self, part: str, n: Expr, body: Expr, env: Env, place: Poly, text: str
-    ) -> Any:
+    def _chosen(self, part: str, n: Expr, body: Expr, env: Env, place: Poly, text: str) -> Any:
         """The `place`-th largest of a row, or where it is: a function of the row."""
         size = self.evaluate.poly(n, env)
         return self.evaluate.memory.row(  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from quire.verify import term as t
 from quire.verify.decide import Premises
 from quire.verify.kernel import hooks
 from quire.verify.kernel.content import Attended, dense
+from quire.verify.kernel.cover import Wrong
 from quire.verify.kernel.evaluate import Pointer
 from quire.verify.kernel.match import Graph, in_shape
 from quire.verify.kernel.tables import Tables
@@ -153,7 +154,7 @@ class State:
             return self.held[key]
         name = self.name(key)
         if key in self.lost:
-            raise NotShown(f"{name} is read after {self.lost[key]} took its place")
+            raise Wrong(f"{name} is read after {self.lost[key]} took its place")
         if key[0] == "state":
             found = self._weight(self.buffer(pointer))
         elif key[0] == "input":
@@ -219,12 +220,10 @@ class State:
         """New contents; what shares bytes with them is lost, and must not be in use."""
         for key in wrote:
             if key[0] == "state":
-                raise NotShown(f"the weight {self.name(key)} is written")
+                raise Wrong(f"the weight {self.name(key)} is written")
             for other in (set(wrote) | read) - {key}:
                 if self._share(key, other):
-                    raise NotShown(
-                        f"{self.name(other)} and {self.name(key)} share bytes in one phase"
-                    )
+                    raise Wrong(f"{self.name(other)} and {self.name(key)} share bytes in one phase")
         for key, held in wrote.items():
             for other in [k for k in self.held if k not in wrote and self._share(key, k)]:
                 self.lost[other] = self.name(key)
