@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from quire.verify import term as t
 from quire.verify.decide import prove
 from quire.verify.kernel.content import Attended, decode, dense, digits, guards, inverse
@@ -18,7 +20,7 @@ from quire.verify.kernel.evaluate import as_poly, fresh
 from quire.verify.kernel.phase import Attention
 from quire.verify.poly import ONE, ZERO, Poly, atom_of, index, poly, variable
 from quire.verify.poly import substitute as substitute_poly
-from quire.verify.same import same_int
+from quire.verify.same import same, same_int
 from quire.verify.value import NoMeaning, NotShown, as_real
 
 BLOCK_MAX = 512
@@ -68,6 +70,15 @@ class _Attention:
         all_ = {x: substitute_poly(p, back) for x, p in to.items()} | back
         end = {atom_of(i): index(len(rows), width)}
         scalar = t.substitute(t.substitute(scalar, all_), end)
+        key = self.epoch.state.key(self.event.pointer)
+        known = self.epoch.state.match(
+            key,
+            (*shape[:-2], width),
+            torch.float32,
+            lambda want: scalar is want.scalar or same(scalar, want.scalar),
+        )
+        if known is not None:
+            scalar = known.scalar
         self.epoch.state.claim("coverage", "attention: each row's blocks are written once")
         return Attended(
             shape, substitute_poly(lo, all_), substitute_poly(hi, all_), block, width, scalar
