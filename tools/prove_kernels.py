@@ -8,6 +8,7 @@ No weight is written. Prints the seconds of each step; what is measured is `prov
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -70,7 +71,7 @@ def main() -> None:
         marks.append(time.perf_counter())
         found = prove_kernel(plan.program, plan.source, tables_of(plan))
         marks.append(time.perf_counter())
-        took = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        took = [b - a for a, b in itertools.pairwise(marks)]
         print(
             f"{name}: {found.verdict}{' ' + found.reason[:500] if found.reason else ''}; "
             f"captured in {took[0]:.1f} s, emitted in {took[1]:.1f} s, proved in {took[2]:.1f} s, "
