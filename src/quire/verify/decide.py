@@ -217,7 +217,7 @@ def divmod_(p: Any, n: Any, premises: Premises = ()) -> tuple[Poly, Poly]:
         # Whole multiples go outside, so that (8·i + j) div 8 is i + j div 8.
         whole, rest = _quotients(p, n)[0]
         if whole is not ZERO:
-            q, r = divmod_(rest, n)
+            q, r = divmod_(rest, n, premises)
             return whole + q, r
     q = call("div", p, n)
     return q, p - q * n
