@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from quire.verify.kernel.source import Apply, Binary, Do, Let, Name, Number, functions
@@ -19,7 +21,7 @@ inline void step(Q& q) {{
 """
 
 
-def body(text: str):
+def body(text: str) -> Any:
     return functions(WHOLE.format(text))["step"]
 
 

@@ -249,7 +249,8 @@ def renamed(x: Any, names: Names, memo: dict[Any, Any] | None = None) -> Any:
     memo = {} if memo is None else memo
     found = memo.get(x)
     if found is None:
-        found = memo[x] = (_poly if isinstance(x, Poly) else _term)(x, names, memo)
+        found = _poly(x, names, memo) if isinstance(x, Poly) else _term(x, names, memo)
+        memo[x] = found
     return found
 
 

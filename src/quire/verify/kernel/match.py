@@ -113,7 +113,7 @@ class Graph:
 
     # --- hints -------------------------------------------------------------------------------
 
-    def hints(self, role: str, name: str, target: str) -> Iterable[fx.Node]:
+    def hints(self, role: str, name: str, target: str) -> Sequence[fx.Node]:
         """Nodes that a buffer may hold, the likeliest first."""
         if role == "input":
             after = self.program.writes.get(self.input(target, True))

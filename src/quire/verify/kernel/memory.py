@@ -246,6 +246,7 @@ class Epoch:
         if not any(data):
             return True
         old = self.entered[key] = self.state.before(stores[0].event.pointer)
+        assert isinstance(old, Value)
         here = indices(want.shape)
         hits = set()
         for store in stores:

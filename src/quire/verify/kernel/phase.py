@@ -206,7 +206,7 @@ class Collector:
             case "q.attend", args if len(args) == len(ATTEND):
                 if loops or unit is not None:
                     raise NoMeaning("attention within a loop")
-                named = dict(zip(ATTEND, args, strict=True))
+                named: dict[str, Expr] = dict(zip(ATTEND, args, strict=True))
                 pointer = ev.pointer(named["parts"], env)
                 self.events.append(Attention(self._position, self._call, pointer, named, env))
             case _:
