@@ -44,6 +44,15 @@ def test_mlp(mlp: KernelPlan) -> None:
     assert verdict(mlp) == ("proved", "")
 
 
+def test_quantised() -> None:
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64)).eval()
+    program = from_exported(export(linear, (torch.zeros(4, 64),)), writes=True)
+    plan = compile_program(program, "int8", "quantised")
+    assert "int8_group" in plan.source
+    assert verdict(plan) == ("proved", "")
+
+
 @pytest.mark.parametrize("name", ["gemma2", "mixtral"])
 def test_families(name: str) -> None:
     assert verdict(plan_of(name)) == ("proved", "")

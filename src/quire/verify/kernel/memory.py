@@ -179,6 +179,7 @@ class Epoch:
                 raise NotShown(f"{name}, a worker's own, is written by units")
         elif event.unit is None:
             raise NotShown(f"{name} is written by every worker")
+        self.state.in_time()
         self._stack.append(event)
         at, value = event.where(), event.value()
         self._stack.pop()

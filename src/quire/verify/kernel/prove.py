@@ -40,9 +40,11 @@ def prove_kernel(
     *,
     solvers: tuple[str, ...] = ("z3",),
     seconds: float = 10.0,
+    limit: float = 300.0,
 ) -> Certificate:
     """A certificate that `source`, run with `tables`, computes what `program` does: for all inputs
-    and all lengths up to `tables.longest`, for any number of workers."""
+    and all lengths up to `tables.longest`, for any number of workers. `seconds` are a solver's for
+    one text, `limit` those of the whole search: what takes longer is unknown."""
     start = time.perf_counter()
     reset()
     log, conditions = decide.Log(), {}
@@ -52,7 +54,7 @@ def prove_kernel(
     reason, claims, steps = "", {}, []
     verdict: Verdict = "proved"
     try:
-        state = State(_graph(program, tables), tables)
+        state = State(_graph(program, tables), tables, limit)
         steps = _run(state, source, tables)
         claims = state.claims
     except Wrong as error:

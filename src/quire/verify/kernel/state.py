@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -79,7 +80,8 @@ class State:
     """Contents of shared buffers. `held` maps a buffer to its tensor, `lost` to what took its
     bytes."""
 
-    def __init__(self, graph: Graph, tables: Tables) -> None:
+    def __init__(self, graph: Graph, tables: Tables, limit: float) -> None:
+        self.deadline = time.monotonic() + limit
         self.graph, self.tables, self.hooks = graph, tables, hooks
         self.lengths = [graph.sizes.symbols[str(s.name)] for s in graph.program.symbols]
         self.held: dict[Key, Value | Attended] = {}
@@ -89,6 +91,11 @@ class State:
         self.asked: list[Asked] = []
         """The buffers of the running epoch that were found in the graph, in order."""
         self._buffers: dict[Key, Buffer] = {}
+
+    def in_time(self) -> None:
+        """Raises NotShown once the proof has taken too long."""
+        if time.monotonic() > self.deadline:
+            raise NotShown("the proof takes longer than its limit")
 
     def claim(self, kind: str, text: str) -> None:
         self.claims.setdefault((kind, text))
@@ -182,6 +189,7 @@ class State:
     ) -> Value | None:
         """The graph's tensor that a buffer holds, from now on known by its node's name."""
         for place, node in enumerate(self.hints(key)):
+            self.in_time()
             want = self.graph.seen_as(node, shape, kind_of(dtype))
             if want is None or not equal(want):
                 continue
