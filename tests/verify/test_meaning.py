@@ -69,6 +69,27 @@ def test_of_one_tensor(name: str, a: int, b: int) -> None:
     agrees(getattr(aten, name).default, rand(a, b))
 
 
+@some
+@given(a=sizes, b=sizes)
+def test_activations(a: int, b: int) -> None:
+    x = rand(a, b) * 6 - 3
+    for name in ("silu", "gelu", "leaky_relu", "elu", "softplus", "sign"):
+        agrees(getattr(aten, name).default, x)
+    agrees(aten.gelu.default, x, approximate="tanh")
+    agrees(aten.elu.default, x, 0.7, 1.3, 1.1)
+    agrees(aten.softplus.default, x, 2.0, 3.0)
+
+
+@some
+@given(a=sizes, b=sizes, c=sizes, data=st.data())
+def test_scatter_of_one_writer(a: int, b: int, c: int, data: Any) -> None:
+    x, new = rand(a, b, c), rand(a, 1, c)
+    at = torch.tensor([data.draw(st.integers(0, b - 1)) for _ in range(a)])
+    index = at[:, None, None].expand(a, 1, c)
+    agrees(aten.scatter.src, x, 1, index, new)
+    agrees(aten.scatter.value, x, 1, index, 0.5)
+
+
 @pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "lt", "ge", "eq", "ne"])
 @some
 @given(a=sizes, b=sizes, wide=st.booleans())

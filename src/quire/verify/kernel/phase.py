@@ -181,7 +181,7 @@ class Collector:
             case "q.topk", (n, k, largest, body, Lambda((r, j, m), puts)):
                 place = fresh("r", ev.poly(k, env))
                 more = () if place is ZERO else ((atom_of(place), ev.poly(k, env)),)
-                text = str((ev.number(k, env), ev.value(largest, env).op == "true", True))
+                text = str(ev.value(largest, env).op == "true")
 
                 def chosen(part: str) -> Lazy:
                     return Lazy(lambda: self._chosen(part, n, body, env, place, text))
@@ -247,7 +247,7 @@ class Collector:
         """The `place`-th largest of a row, or where it is: a function of the row."""
         size = self.evaluate.poly(n, env)
         return self.evaluate.memory.row(  # type: ignore[attr-defined]
-            f"topk.{part}", size, lambda j: self.evaluate.call(body, env, (j,)), place, text
+            f"order.{part}", size, lambda j: self.evaluate.call(body, env, (j,)), place, text
         )
 
     def _prefix(self, body: Expr, env: Env, index: Poly) -> Any:

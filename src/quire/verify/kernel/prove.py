@@ -100,6 +100,7 @@ def _run(state: State, source: str, tables: Tables) -> list[Step]:
     calls = 1
     script = epochs(code, tables.repeats)
     again = Again(state, code)
+    fetched: set[Any] = set()
     for number, between in enumerate(script):
         try:
             form, pointers = again.form(between.phases)
@@ -111,7 +112,10 @@ def _run(state: State, source: str, tables: Tables) -> list[Step]:
                 again.keep(form, pointers, epoch, calls)
             calls += len(between.phases)
             for call in between.ahead:
-                _prefetches(state, epoch, code[call.function], call)
+                ahead, _ = again.form((call,))
+                if ahead not in fetched:
+                    fetched.add(ahead)
+                    _prefetches(state, epoch, code[call.function], call)
         except (NoMeaning, NotShown) as error:
             names = ", ".join(c.function for c in between.phases)
             raise type(error)(f"between barriers {number} ({names}): {error}") from error

@@ -5,6 +5,7 @@ through `interpret`. `table.MEANING` holds them all.
 """
 
 from quire.verify.meaning import (  # noqa: F401  (they fill the table)
+    activation,
     attention,
     contraction,
     create,

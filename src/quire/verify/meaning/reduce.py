@@ -122,7 +122,7 @@ def _arg(op: str) -> Any:
 
         def element(idx: list[Poly]) -> Any:
             at = list(idx) if keepdim else [*idx[:d], ZERO, *idx[d:]]
-            return t.int_of(row(f"arg{op}", self, d, at))
+            return t.int_of(row("order.indices", self, d, at, ZERO, str(op == "max")))
 
         shape = [ONE if k == d else s for k, s in enumerate(self.shape) if keepdim or k != d]
         return build(shape, torch.int64, element)
@@ -172,14 +172,16 @@ def topk(self: Value, k: Any, dim: int = -1, largest: bool = True, sorted: bool 
     d = dim_of(self, dim)
     shape = [poly(k) if e == d else s for e, s in enumerate(self.shape)]
     parts = [("values", self.dtype), ("indices", torch.int64)]
-    return _of_row("topk", self, d, shape, (str((k, largest, sorted)),), parts)
+    if not sorted:
+        return _of_row("topk", self, d, shape, (str((k, largest)),), parts)
+    return _of_row("order", self, d, shape, (str(bool(largest)),), parts)
 
 
 @means("sort", "argsort")
 def sort(self: Value, dim: int = -1, descending: bool = False, stable: Any = None) -> Any:
     d = dim_of(self, dim)
     parts = [("values", self.dtype), ("indices", torch.int64)]
-    return _of_row("sort", self, d, self.shape, (str((descending, bool(stable))),), parts)
+    return _of_row("order", self, d, self.shape, (str(bool(descending)),), parts)
 
 
 def argsort(self: Value, dim: int = -1, descending: bool = False, stable: Any = None) -> Any:

@@ -124,7 +124,7 @@ def int_of(t: Term, name: str = "val") -> Poly:
 RANGES: dict[str, tuple[Any, Any]] = {}
 """Tensors of integers by name, and between which values their elements lie (axiom `in-range`)."""
 
-PLACES = {"topk.indices", "sort.indices", "argmax", "argmin"}
+PLACES = {"order.indices", "topk.indices"}
 """Functions of a row that give places in it."""
 
 
