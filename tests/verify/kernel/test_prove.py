@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import attrs
 import pytest
 import torch
@@ -114,3 +117,20 @@ def test_unknown_says_why() -> None:
 
     fast = quire.fuse(Sorted(), (torch.rand(2, 8),))
     assert fast.certificate.verdict == "unknown" and fast.certificate.reason
+
+
+def test_statements_of_one_loop_are_not_in_order() -> None:
+    """What a loop's first statement writes, its second may read only of the same round: refused."""
+    plan = mlp_plan()
+    loop = r"  q\.each\(q\.length\(0\), \[&\]\(auto i\d+\) \{\n.*?\n  \}\);\n"
+    loops = re.findall(loop, plan.source, re.S)
+    first, second = next(
+        (a, b)
+        for a, b in itertools.pairwise(loops)
+        if f"q.load({re.search(r'q.store.(p[0-9]+)', a)[1]}," in b  # type: ignore[index]
+    )
+    assert first + second in plan.source
+    index, other = (re.search(r"auto (i\d+)", x)[1] for x in (first, second))  # type: ignore[index]
+    body = second.split("\n", 1)[1].rsplit("  });\n", 1)[0].replace(other, index)
+    joined = first.rsplit("  });\n", 1)[0] + body + "  });\n"
+    assert verdict(plan, plan.source.replace(first + second, joined))[0] == "unknown"

@@ -18,7 +18,7 @@ import numpy as np
 
 from quire.verify import term as t
 from quire.verify.decide import Premises, divmod_, prove
-from quire.verify.kernel import cover
+from quire.verify.kernel import cover, hooks
 from quire.verify.kernel.content import (
     Attended,
     decode,
@@ -291,12 +291,10 @@ class Epoch:
     def _attention(self, key: Key, writers: list[Any]) -> Attended:
         if len(writers) != 1 or key[0] == "scratch":
             raise NotShown("the parts of an attention are written twice, or to scratch")
-        (event,) = writers
-        from_hook = self.state.hooks.attention(self, event)
-        return from_hook
+        return hooks.attention(self, writers[0])
 
     def merged(self, rest: Any, env: Any, i: Poly) -> Any:
-        return self.state.hooks.merged(self, rest, env, i)
+        return hooks.merged(self, rest, env, i)
 
     def stacked(self, event: Event | Attention, body: Callable[[], Any]) -> Any:
         """`body` as if `event` asked."""

@@ -36,8 +36,9 @@ class Unit:
 
 @attrs.frozen(eq=False)
 class Event:
-    """`for loops: pointer[where] = value`, at `position` in the epoch, by every worker or by the
-    one that has the unit `unit.index`."""
+    """`for loops: pointer[where] = value`, by every worker or by the one that has the unit
+    `unit.index`. `position` counts statements that are in no loop, or first in a unit's body: of
+    two with one position it is not known which element comes first."""
 
     position: int
     call: int
@@ -85,7 +86,7 @@ class Collector:
     ) -> None:
         env = dict(env)
         for s in body:
-            if unit is None:
+            if unit is None and not loops:
                 self._position += 1
             match s:
                 case Let(name, value):
@@ -219,7 +220,6 @@ class Collector:
         if unit is not None and unit.index is None:
             raise NoMeaning("a statement that every run of a segment repeats")
         to = self.evaluate.pointer(pointer, env)
-        self._position += 1
         self.events.append(Event(self._position, self._call, to, loops, unit, where, value))
 
     def _dot(

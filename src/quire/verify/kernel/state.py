@@ -13,7 +13,6 @@ import torch
 from quire.kernel.ir import Buffer
 from quire.verify import term as t
 from quire.verify.decide import Premises
-from quire.verify.kernel import hooks
 from quire.verify.kernel.content import Attended, dense
 from quire.verify.kernel.cover import Wrong
 from quire.verify.kernel.evaluate import Pointer
@@ -82,7 +81,7 @@ class State:
 
     def __init__(self, graph: Graph, tables: Tables, limit: float) -> None:
         self.deadline = time.monotonic() + limit
-        self.graph, self.tables, self.hooks = graph, tables, hooks
+        self.graph, self.tables = graph, tables
         self.lengths = [graph.sizes.symbols[str(s.name)] for s in graph.program.symbols]
         self.held: dict[Key, Value | Attended] = {}
         self.lost: dict[Key, str] = {}
