@@ -79,7 +79,7 @@ def prove(
     if bad is not None and not reason:
         first = next((s for s in steps if s.verdict != "equal"), bad)
         reason = f"{first.text}: {first.reason or first.verdict}"
-    claims = _claims(log, conditions, steps, solvers, seconds)
+    claims = claims_of(log, conditions, steps, solvers, seconds)
     if not reason:
         open_ = [c for c in claims if c.verdict != "proved"]
         reason = f"{open_[0].id}: {open_[0].reason}" if open_ else ""
@@ -110,13 +110,17 @@ def prove(
     )  # fmt: skip
 
 
-def _claims(
+def claims_of(
     log: decide.Log,
     conditions: dict[str, str],
     steps: list[Step],
     solvers: tuple[str, ...],
     seconds: float,
+    checked: tuple[tuple[str, str], ...] = (),
+    over: str = "all part sizes",
 ) -> tuple[Claim, ...]:
+    """All claims of a proof: lemmas, integer and condition texts as the solvers answer them, what
+    was `checked` (kind, text) by going through all elements, and the steps."""
     made: list[Claim] = []
     for law in laws.LAWS:
         for k, text in enumerate(law.obligations):
@@ -140,12 +144,14 @@ def _claims(
         known = [z3_says(t, 20 * EFFORT) for t in texts] if name == "z3" else solve(texts, name)
         answers = iter(known)
         made = [_with(c, name, next(answers)) if c.smt2 else c for c in made]
+    for k, (kind, text) in enumerate(checked):
+        made.append(Claim(f"x{k}", kind, text, "all elements gone through"))
     before = tuple(c.id for c in made)
     for k, s in enumerate(steps):
         verdict = "proved" if s.verdict == "equal" else "unknown"
         if s.verdict != "equal" and s.line:
             continue
-        text = f"{s.text} equals the original's for all inputs, lengths and part sizes"
+        text = f"{s.text} equals the original's for all inputs, lengths and {over}"
         rule = "same normal form, integers and conditions by the solver"
         made.append(
             Claim(f"e{k}", "equality", text, rule, "", before if k == 0 else (), verdict, s.reason)
