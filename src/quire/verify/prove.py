@@ -79,7 +79,7 @@ def prove(
     if bad is not None and not reason:
         first = next((s for s in steps if s.verdict != "equal"), bad)
         reason = f"{first.text}: {first.reason or first.verdict}"
-    claims = _claims(log, conditions, steps, solvers, seconds)
+    claims = claims_of(log, conditions, steps, solvers, seconds)
     if not reason:
         open_ = [c for c in claims if c.verdict != "proved"]
         reason = f"{open_[0].id}: {open_[0].reason}" if open_ else ""
@@ -110,7 +110,7 @@ def prove(
     )  # fmt: skip
 
 
-def _claims(
+def claims_of(
     log: decide.Log,
     conditions: dict[str, str],
     steps: list[Step],
