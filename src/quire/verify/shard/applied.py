@@ -10,21 +10,20 @@ outputs are compared in any case.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import attrs
 import torch
 from torch import fx
 
-from quire.capture.program import Program
 from quire.verify.compare import closed, differ
 from quire.verify.original import Original
 from quire.verify.poly import ZERO, variable
 from quire.verify.same import same
 from quire.verify.shard.attend import Attention, Groups, ranked_value
 from quire.verify.shard.hooks import Ranks
-from quire.verify.shard.order import Mesh, Order, Place
+from quire.verify.shard.order import Mesh
+from quire.verify.shard.task import Hint, Task
 from quire.verify.shard.tensor import EXPECTED, Local, Namespace, Torch
 from quire.verify.steps import Step
 from quire.verify.structure import walk
@@ -34,35 +33,13 @@ WRONG = 3
 """Statements that may make another tensor than the model's of that name before the proof is given
 up: from there on terms grow."""
 
-Hint = Place | None
-
-
-@attrs.frozen
-class Source:
-    """The `call`-th call of module `module` ("" for the root) as the text of its `forward`."""
-
-    module: str
-    call: int
-    text: str
-
 
 class Applied:
-    """Runs the functions against the model as captured.
+    """Runs the functions against the model as captured."""
 
-    `names` gives each parameter's, buffer's and constant's names in the module tree by its target
-    in `program`; `hints` where each tensor lies; `outputs` where the results are claimed to lie.
-    """
-
-    def __init__(
-        self,
-        program: Program,
-        sources: Sequence[Source],
-        names: Mapping[str, Sequence[str]],
-        ranks: int,
-        hints: Mapping[str, Hint],
-        outputs: Sequence[Hint],
-    ) -> None:
-        self.program, self.hints, self.outputs = program, hints, outputs
+    def __init__(self, task: Task) -> None:
+        program, names, ranks = task.program, task.names, task.ranks
+        self.program, self.hints, self.outputs = program, task.hints, task.outputs
         self.original = Original(program)
         self.mesh = Mesh(ranks)
         self.hooks = Ranks(self.mesh)
@@ -72,7 +49,7 @@ class Applied:
         self.steps: list[Step] = []
         self.proved: dict[Any, Any] = {}
         self.shared = 0
-        self.functions = {(s.module, s.call): ast.parse(s.text).body[0] for s in sources}
+        self.functions = {(s.module, s.call): ast.parse(s.text).body[0] for s in task.sources}
         targets = {name: t for t, many in names.items() for name in many}
         nodes = {i.target: i.node for i in program.inputs}
         self.state = {name: nodes[t] for name, t in targets.items() if t in nodes}
@@ -310,5 +287,3 @@ def _names(target: ast.expr) -> list[ast.Name]:
 def _eval(value: ast.expr, scope: dict[str, Any]) -> Any:
     return eval(compile(ast.Expression(value), "<rank>", "eval"), scope)
 
-
-__all__ = ["Applied", "Order", "Source"]
