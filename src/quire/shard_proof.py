@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
+
 from torch import fx
 
 from quire.apply.shard_code import Function
@@ -97,4 +98,3 @@ def certified(found: Certificate, allow_unknown: bool) -> Certificate:
             fix="allow_unknown=True takes it as it is, verify=False does not ask",
         )
     return found
-

@@ -44,8 +44,8 @@ class Applied:
         self.mesh = Mesh(ranks)
         self.hooks = Ranks(self.mesh)
         self.cuts: dict[fx.Node, Value] = {}
-        self.seen: dict[fx.Node, tuple[Hint, Value]] = {}
-        """This rank's part of each tensor that is known by name."""
+        self.parts: dict[int, tuple[fx.Node, Hint, Value]] = {}
+        """This rank's part of each tensor that is known by name, by its `id`."""
         self.steps: list[Step] = []
         self.proved: dict[Any, Any] = {}
         self.shared = 0
@@ -109,7 +109,7 @@ class Applied:
 
     def _known(self, node: fx.Node, at: Hint, whole: Value) -> Value:
         part = whole if at is None else self.mesh.seen(at, whole)
-        self.seen[node] = (at, part)
+        self.parts[id(part)] = node, at, part
         return part
 
     # --- one statement ------------------------------------------------------------------------
@@ -225,11 +225,14 @@ class _Shown(ast.NodeTransformer):
         self, applied: Applied, scope: dict[str, Any], order: dict[str, int], held: list[Any]
     ) -> None:
         self.applied, self.scope, self.order, self.held = applied, scope, order, held
-        self.known = {id(part): (node, at) for node, (at, part) in applied.seen.items()}
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         x = self.scope.get(node.id)
-        return self._tensor(x) if isinstance(x, Local) else node
+        if isinstance(x, Local):
+            return self._tensor(x)
+        if node.id not in self.applied.scope and node.id != "self":
+            raise NoMeaning(f"{node.id}, which is no tensor")
+        return node
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         text = ast.unparse(node)
@@ -240,11 +243,11 @@ class _Shown(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def _tensor(self, x: Local) -> ast.AST:
-        known = self.known.get(id(x.value))
+        known = self.applied.parts.get(id(x.value))
         if known is None:
             self.held.append((x.value.shape, x.value.dtype, x.value.scalar))
         else:
-            node, at = known
+            node, at, _ = known
             whole = self.applied.cuts.get(node) or self.applied.original.cut(node)
             if whole.name is None:
                 self.held.append((at, whole.shape, whole.scalar))
@@ -286,4 +289,3 @@ def _names(target: ast.expr) -> list[ast.Name]:
 
 def _eval(value: ast.expr, scope: dict[str, Any]) -> Any:
     return eval(compile(ast.Expression(value), "<rank>", "eval"), scope)
-

@@ -268,7 +268,9 @@ class Aten:
     """`aten` of the text, attention taken out."""
 
     def __getattr__(self, name: str) -> Any:
-        return _Attend() if name == "scaled_dot_product_attention" else getattr(torch.ops.aten, name)
+        return (
+            _Attend() if name == "scaled_dot_product_attention" else getattr(torch.ops.aten, name)
+        )
 
 
 class _Attend:

@@ -10,7 +10,6 @@ reduction takes the mean: lemma `gradient-mean`.
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 

@@ -85,7 +85,7 @@ class Ranks:
     ) -> Local:  # fmt: skip
         value = x.value
         at = Place(dim % value.ndim, self.order(size, ranks, ring, group))
-        require(0 <= first and first + count <= size, f"rows {first} … {first + count} of {size}")
+        require(first >= 0 and first + count <= size, f"rows {first} … {first + count} of {size}")
 
         def element(idx: list[Poly]) -> Any:
             return self.mesh.element(at, value, idx, ZERO, idx[at.dim] + first, ZERO)
@@ -136,7 +136,7 @@ class Ranks:
         made = make_scores(every)
         require(made.value.ndim == 2 and made.shape[0] == every.shape[0], "scores of other rows")
         _by_rows(every, make_scores)
-        require(1 <= parts, f"{parts} parts")
+        require(parts >= 1, f"{parts} parts")
         known = Local(build(made.value.shape, x.dtype, made.value.at))
         goals = target.flatten(0, -1)
         return self.cross_entropy(

@@ -19,8 +19,8 @@ SHARD_LAWS = (
     Law(
         "places",
         "the place of a row is one-to-one onto the padded sequence, for every length and rank: "
-        "the blocks m and 2R−1−m of the R members are all blocks, each once, and k·c + o = k'·c + u "
-        "with offsets below c only for k = k', o = u",
+        "the blocks m and 2R−1−m of the R members are all blocks, each once, and k·c + o = k'·c + "
+        "u with offsets below c only for k = k', o = u",
         (
             integers("c d o u", [*_OFFSETS, "(>= d 1)"], "(not (= (* d c) (- u o)))"),
             integers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from quire.verify import decide, laws
@@ -93,9 +94,15 @@ def _equalities(steps: Sequence[Step], task: Task, before: tuple[str, ...]) -> t
         text = f"{s.text} equals the model's on each of {task.ranks} ranks, for all inputs"
         made.append(
             Claim(
-                f"e{len(made)}", "equality", text, rule, "", () if made else before,
-                "proved" if s.verdict == "equal" else "unknown", s.reason,
-            )  # fmt: skip
+                f"e{len(made)}",
+                "equality",
+                text,
+                rule,
+                "",
+                () if made else before,
+                "proved" if s.verdict == "equal" else "unknown",
+                s.reason,
+            )
         )
     return tuple(made)
 
@@ -130,7 +137,7 @@ def _table_differs(order: Order, runs: Runs) -> str:
             # Within a block places go up by one: both ends of each piece tell.
             edges = {0, count, *_edges(first, count, order.block)}
             cuts = sorted(edges)
-            for lo, hi in zip(cuts, cuts[1:], strict=False):
+            for lo, hi in pairwise(cuts):
                 if order.at(first + lo) != start + lo or order.at(first + hi - 1) != start + hi - 1:
                     return f"rank {rank}: row {at + lo} is not at {start + lo}"
     return "" if total == order.size else f"{total} rows of {order.size}"
