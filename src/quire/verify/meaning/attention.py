@@ -44,7 +44,8 @@ def sdpa(
             return t.ite(t.ge(idx[-2] + first - idx[-1]), plain.at(idx), t.NINF)
 
         scores = build(plain.shape, plain.dtype, element)
-    return contract(f"{lead}mn,{lead}nk->{lead}mk", softmax(scores, -1), value)
+    out = contract(f"{lead}mn,{lead}nk->{lead}mk", softmax(scores, -1), value)
+    return Value(out.shape, query.dtype, out.scalar)
 
 
 def additive(mask: Value) -> Value:

@@ -7,7 +7,7 @@ for this rank's queries i and all ranks' keys, by their places in the sequence; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,50 +68,61 @@ class Attention:
     ) -> Local:  # fmt: skip
         rows = self.ranks.order(q_size, ranks, ring, group)
         keys = self.ranks.order(k_size, ranks, ring, group)
-        query = q.value
         require(all(x.value.ndim == 4 for x in (q, k, v)), "attention of other than 4 dims")
-        require(query.shape[2].constant == rows.rows, "queries of another number")
+        require(q.value.shape[2].constant == rows.rows, "queries of another number")
         key = self.ranks.gathered(k.value, Place(2, keys))
         value = self.ranks.gathered(v.value, Place(2, keys))
-        key, value = per_head(key, query), per_head(value, query)
-        width = q.shape[-1]
-        scores = contract("abmk,abnk->abmn", query, key)
-        scores = mul(scores, float(width**-0.5 if scale is None else scale))
-        mask = _ruled(rule, leaves)
-        left, right = band
 
-        def element(idx: list[Poly]) -> Any:
-            p, j = self._place(rows, idx[2]), idx[3]
-            found = scores.real(idx)
-            if mask is not None:
-                require(len(mask.shape) <= 4, "a mask of more than 4 dims")
-                more = mask.real(spread([idx[0], idx[1], p, j], mask.shape))
-                found = t.add((1, found), (1, more))
-            seen = t.TRUE
-            if right is not None:
-                seen = t.and_(seen, t.ge(p + right - j))
-            if left is not None:
-                seen = t.and_(seen, t.ge(j - p + left))
-            return t.ite(seen, found, t.NINF)
+        def at(row: Poly) -> Poly:
+            return place(rows, self.ranks.mesh.flat(rows, row))
 
-        shown = build(scores.shape, scores.dtype, element)
-        out = contract("abmn,abnk->abmk", softmax(shown, -1), value)
+        mask = ruled(rule, leaves)
+        out = attended(q.value, key, value, at, mask, band, scale)
         last = poly(rows.size - 1)
         inside = build(
             out.shape,
             out.dtype,
-            lambda idx: t.ite(t.ge(last - self._place(rows, idx[2])), out.real(idx), t.ZERO_),
+            lambda idx: t.ite(t.ge(last - at(idx[2])), out.real(idx), t.ZERO_),
         )
         return Local(inside)
-
-    def _place(self, rows: Order, row: Poly) -> Poly:
-        return place(rows, self.ranks.mesh.flat(rows, row))
 
     def __getattr__(self, name: str) -> Any:
         raise NoMeaning(f"attention.{name}")
 
 
-def _ruled(rule: str, leaves: Sequence[Local]) -> Value | None:
+def attended(
+    query: Value, key: Value, value: Value, at: Callable[[Poly], Poly], mask: Value | None,
+    band: Band, scale: float | None,
+) -> Value:  # fmt: skip
+    """Attention of queries whose row i is at place `at(i)`, to keys and values of all places."""
+    key, value = per_head(key, query), per_head(value, query)
+    width = query.shape[-1].constant
+    if width is None:
+        raise NoMeaning("a head width that is not known")
+    scores = contract("abmk,abnk->abmn", query, key)
+    scores = mul(scores, float(width**-0.5 if scale is None else scale))
+    left, right = band
+
+    def element(idx: list[Poly]) -> Any:
+        p, j = at(idx[2]), idx[3]
+        found = scores.real(idx)
+        if mask is not None:
+            require(mask.ndim <= 4, "a mask of more than 4 dims")
+            more = mask.real(spread([idx[0], idx[1], p, j], mask.shape))
+            found = t.add((1, found), (1, more))
+        seen = t.TRUE
+        if right is not None:
+            seen = t.and_(seen, t.ge(p + right - j))
+        if left is not None:
+            seen = t.and_(seen, t.ge(j - p + left))
+        return t.ite(seen, found, t.NINF)
+
+    shown = build(scores.shape, scores.dtype, element)
+    out = contract("abmn,abnk->abmk", softmax(shown, -1), value)
+    return Value(out.shape, query.dtype, out.scalar)
+
+
+def ruled(rule: str, leaves: Sequence[Local]) -> Value | None:
     """What the rule adds to the scores, over whole leaves: `"le.Tensor(x1, x0)"`."""
     if not rule:
         require(not leaves, "leaves without a rule")

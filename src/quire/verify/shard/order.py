@@ -114,9 +114,9 @@ class Place:
 class Mesh:
     """One symbolic rank of P: every proof makes its own."""
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int, rank: Poly | None = None) -> None:
         self.ranks = ranks
-        self.rank = variable(RANK, [0], [ranks - 1])
+        self.rank = variable(RANK, [0], [ranks - 1]) if rank is None else rank
 
     def flat(self, order: Order, row: Poly) -> Poly:
         return self.rank * order.rows + row
@@ -163,3 +163,10 @@ def parts(at: Poly, where: Place) -> tuple[Poly, Poly, Poly]:
         return ZERO, rows, e
     o, i = divmod_(rows, where.order.rows)
     return o, i, e
+
+
+def edges(first: int, count: int, block: int) -> list[int]:
+    """Where in `[first, first + count)` a block begins, from `first`. Within a block places go up
+    by one, so that both ends of each piece tell the rest."""
+    start = -(-first // block) * block
+    return [e - first for e in range(start, first + count, block)]

@@ -17,7 +17,7 @@ from quire.verify.shard.applied import Applied
 from quire.verify.shard.exact import REDUCTION, exact_shard_run
 from quire.verify.shard.gradient import gradient_claims
 from quire.verify.shard.laws import SHARD_LAWS
-from quire.verify.shard.order import Order
+from quire.verify.shard.order import Order, edges
 from quire.verify.shard.task import Hooks, Runs, Task
 from quire.verify.steps import Step
 from quire.verify.value import NoMeaning, NotShown
@@ -134,19 +134,10 @@ def _table_differs(order: Order, runs: Runs) -> str:
             taken = at + count
             total += count
             first = rank * order.rows + at
-            # Within a block places go up by one: both ends of each piece tell.
-            edges = {0, count, *_edges(first, count, order.block)}
-            cuts = sorted(edges)
-            for lo, hi in pairwise(cuts):
+            for lo, hi in pairwise(sorted({0, count, *edges(first, count, order.block)})):
                 if order.at(first + lo) != start + lo or order.at(first + hi - 1) != start + hi - 1:
                     return f"rank {rank}: row {at + lo} is not at {start + lo}"
     return "" if total == order.size else f"{total} rows of {order.size}"
-
-
-def _edges(first: int, count: int, block: int) -> list[int]:
-    """Where in `[first, first + count)` a block begins, from `first`."""
-    start = -(-first // block) * block
-    return [e - first for e in range(start, first + count, block)]
 
 
 def _texts(hooks: Hooks) -> tuple[Claim, ...]:
