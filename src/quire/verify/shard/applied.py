@@ -54,9 +54,10 @@ class Applied:
         nodes = {i.target: i.node for i in program.inputs}
         self.state = {name: nodes[t] for name, t in targets.items() if t in nodes}
         self.weights: dict[fx.Node, Local] = {}
+        self.attention = Attention(self.hooks)
         self.scope: dict[str, Any] = {
             "aten": Namespace(torch.ops.aten), "torch": Torch(), "ranks": self.hooks,
-            "attention": Attention(self.hooks), "GROUP": "GROUP", "GROUPS": Groups(),
+            "attention": self.attention, "GROUP": "GROUP", "GROUPS": Groups(),
             "device": lambda *_, **__: "device", "float": float, "__builtins__": {},
         }  # fmt: skip
 

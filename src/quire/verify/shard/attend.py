@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 import torch
 
 from quire.verify import term as t
@@ -19,11 +20,30 @@ from quire.verify.meaning.normalise import softmax
 from quire.verify.meaning.pointwise import mul
 from quire.verify.poly import Poly, poly
 from quire.verify.shard.hooks import Ranks
-from quire.verify.shard.order import Order, Place, place, ranked
+from quire.verify.shard.order import Place, place, ranked
 from quire.verify.shard.tensor import Local, Namespace
 from quire.verify.value import NoMeaning, Value, build, require, spread
 
 Band = Sequence[int | None]
+
+
+@attrs.frozen
+class Call:
+    """One call of a way, its tensors by their shapes on a rank."""
+
+    way: str
+    q: tuple[int, ...]
+    k: tuple[int, ...]
+    v: tuple[int, ...]
+    q_size: int
+    k_size: int
+    ranks: int
+    ring: int
+    ring_of: int
+    band: tuple[int | None, int | None]
+    scale: float | None
+    rule: str = ""
+    leaves: tuple[tuple[int, ...], ...] = ()
 
 
 class Groups:
@@ -38,17 +58,18 @@ class Attention:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
+        self.calls: dict[Call, None] = {}
 
     def ulysses(self, *given: Any, dropout: float = 0.0, group: Any, **more: Any) -> Local:
         if dropout:
             raise NoMeaning("attention with dropout")
-        return self._attend(*given, group=group, **more)
+        return self._attend("ulysses", *given, group=group, **more)
 
     def ring(self, *given: Any, group: Any, **more: Any) -> Local:
-        return self._attend(*given, group=group, **more)
+        return self._attend("ring", *given, group=group, **more)
 
     def gathered(self, *given: Any, group: Any, **more: Any) -> Local:
-        return self._attend(*given, group=group, **more)
+        return self._attend("gathered", *given, group=group, **more)
 
     def hybrid(
         self, *given: Any, ring_of: int, ulysses_group: Any, ring_group: Any, **more: Any
@@ -59,13 +80,20 @@ class Attention:
             and self.ranks.mesh.ranks % ring_of == 0,
             f"groups of {ring_of} by {ulysses_group} and {ring_group}",
         )
-        return self._attend(*given, group="GROUP", **more)
+        return self._attend("hybrid", *given, group="GROUP", ring_of=ring_of, **more)
 
     def _attend(
-        self, q: Local, k: Local, v: Local, *, q_size: int, k_size: int, ranks: int, ring: int,
-        group: Any, leaves: Sequence[Local] = (), rule: str = "", band: Band = (None, None),
-        scale: float | None = None,
+        self, way: str, q: Local, k: Local, v: Local, *, q_size: int, k_size: int, ranks: int,
+        ring: int, group: Any, leaves: Sequence[Local] = (), rule: str = "",
+        band: Band = (None, None), scale: float | None = None, ring_of: int = 1,
     ) -> Local:  # fmt: skip
+        left, right = band
+        shapes = tuple(x.shape for x in leaves)
+        made = Call(
+            way, q.shape, k.shape, v.shape, q_size, k_size, ranks, ring, ring_of, (left, right),
+            scale, rule, shapes,
+        )  # fmt: skip
+        self.calls[made] = None
         rows = self.ranks.order(q_size, ranks, ring, group)
         keys = self.ranks.order(k_size, ranks, ring, group)
         require(all(x.value.ndim == 4 for x in (q, k, v)), "attention of other than 4 dims")

@@ -58,8 +58,8 @@ SHARD_LAWS = (
     ),
     Law(
         "hooks",
-        "ranks.… and attention.… compute what runtime/collectives.py and "
-        "runtime/sharded_attention.py say they compute",
+        "ranks.… and ring_attention, the kernel of one attention with its hops, compute what "
+        "runtime/collectives.py and runtime/ring_attention.py say they compute",
     ),
     Law(
         "transpose",

@@ -14,11 +14,13 @@ from quire.verify.check import versions
 from quire.verify.claims import Claim
 from quire.verify.prove import claims_of, ran, reset
 from quire.verify.shard.applied import Applied
+from quire.verify.shard.attend import Call
 from quire.verify.shard.exact import REDUCTION, exact_shard_run
 from quire.verify.shard.gradient import gradient_claims
 from quire.verify.shard.laws import SHARD_LAWS
 from quire.verify.shard.order import Order, edges
 from quire.verify.shard.task import Hooks, Runs, Task
+from quire.verify.shard.ways import ATTENTION, shown
 from quire.verify.steps import Step
 from quire.verify.value import NoMeaning, NotShown
 
@@ -40,11 +42,12 @@ def prove_task(
     log, conditions = decide.Log(), {}
     decide.LOGS.append(log)
     laws.CLAIMS.append(conditions)
-    applied, steps, reason = None, [], ""
+    applied, steps, ways, reason = None, [], (), ""
     try:
         applied = Applied(task)
         steps = applied.steps
         applied.run()
+        ways = _ways(applied.attention.calls, hooks)
     except (NoMeaning, NotShown) as error:
         reason = f"{type(error).__name__}: {error}"
     except (
@@ -60,7 +63,7 @@ def prove_task(
         reason = f"{first.text}: {first.reason or first.verdict}"
     base = claims_of(log, conditions, [], solvers, seconds, more=SHARD_LAWS)
     orders = applied.hooks.orders if applied is not None else {}
-    own = (*_tables(orders, hooks), *_texts(hooks))
+    own = (*_tables(orders, hooks), *_texts(hooks), *ways)
     before = tuple(c.id for c in (*base, *own))
     equal = _equalities(steps, task, before)
     gradients = gradient_claims(task, hooks.reduction, tuple(c.id for c in equal))
@@ -138,6 +141,28 @@ def _table_differs(order: Order, runs: Runs) -> str:
                 if order.at(first + lo) != start + lo or order.at(first + hi - 1) != start + hi - 1:
                     return f"rank {rank}: row {at + lo} is not at {start + lo}"
     return "" if total == order.size else f"{total} rows of {order.size}"
+
+
+def _ways(calls: Mapping[Call, None], hooks: Hooks) -> tuple[Claim, ...]:
+    """That the runtime's text of each way of attention does what it says."""
+    made = []
+    for k, one in enumerate(calls):
+        why = ""
+        try:
+            shown(one, hooks.texts)
+        except (
+            NoMeaning, NotShown, TypeError, ValueError, KeyError, IndexError, AttributeError,
+            NameError, SyntaxError, ImportError,
+        ) as error:  # fmt: skip
+            why = f"{type(error).__name__}: {error}"
+        text = (
+            f"attention.{one.way} of {one.q} and {one.k}, order {one.ring} of {one.ranks} ranks: "
+            "heads and rows are dealt to where they belong, and back"
+        )
+        rule = f"{ATTENTION} read for a rank that is not known"
+        verdict: Any = "unknown" if why else "proved"
+        made.append(Claim(f"w{k}", "way", text, rule, verdict=verdict, reason=why))
+    return tuple(made)
 
 
 def _texts(hooks: Hooks) -> tuple[Claim, ...]:

@@ -8,7 +8,8 @@ back. Shown is that it computes what `attend.py` says, for the shapes and orders
        of keys and values once, and each query at its own place;
     2. what comes back to a rank is, row by row and head by head, what the kernel made of it.
 
-The kernels themselves (attention of whole sequences, `ring_attention`) mean what they say. Ranks
+The kernels themselves (attention of whole sequences, `ring_attention`) mean what they say, and read
+the leaves of a mask, which are whole on every rank, by places. Ranks
 of a hybrid are m·U + u: place u of U in its Ulysses group, m of R in its ring.
 """
 
@@ -17,41 +18,23 @@ from __future__ import annotations
 import ast
 import builtins
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-import attrs
 import torch
 
 from quire.verify import term as t
 from quire.verify.decide import divmod_
 from quire.verify.poly import ZERO, Poly, atom_of, poly, variable
 from quire.verify.same import same
-from quire.verify.shard.attend import attended
+from quire.verify.shard.attend import Call, attended
 from quire.verify.shard.order import RANK, Mesh, Order, Place, edges, place, ranked
 from quire.verify.shard.tensor import Local, Torch, call
 from quire.verify.value import NotShown, Value, build, cut, require
 
 ATTENTION, LAYOUT = "quire.runtime.sharded_attention", "quire.plan.layout"
 RING = "quire.runtime.ring_attention"
-
-
-@attrs.frozen
-class Call:
-    """One call of a way, its tensors by their shapes on a rank."""
-
-    way: str
-    q: tuple[int, ...]
-    k: tuple[int, ...]
-    v: tuple[int, ...]
-    q_size: int
-    k_size: int
-    ranks: int
-    ring: int
-    ring_of: int
-    band: tuple[int | None, int | None]
-    scale: float | None
 
 
 def shown(made: Call, texts: Mapping[str, str]) -> None:
@@ -72,20 +55,18 @@ class _Way:
         self.keys = Order(made.k_size, made.ranks, made.ring)
         self.share = self.dealt if made.way in ("ulysses", "hybrid") else 1
         """Ranks that heads are dealt to."""
+        self.leaves = [
+            Local(cut(f"leaf {k}", shape, torch.bool)) for k, shape in enumerate(made.leaves)
+        ]
         self.calls = 0
 
     def run(self) -> None:
         made = self.made
         module = self._module()
-        q, k, v = (
-            self._local(n, s, o)
-            for n, s, o in (
-                ("q", made.q, self.rows), ("k", made.k, self.keys), ("v", made.v, self.keys)
-            )  # fmt: skip
-        )
+        q, k, v = (self._local(*x) for x in self._tensors())
         given: dict[str, Any] = {
             "band": made.band, "scale": made.scale, "q_size": made.q_size, "k_size": made.k_size,
-            "ranks": made.ranks, "ring": made.ring,
+            "ranks": made.ranks, "ring": made.ring, "rule": made.rule, "leaves": self.leaves,
         }  # fmt: skip
         if made.way == "hybrid":
             given |= {"ring_of": made.ring_of, "ulysses_group": "u", "ring_group": "m"}
@@ -95,10 +76,13 @@ class _Way:
         require(self.calls == 1, f"{self.calls} kernels")
         self._back(out.value)
 
-    def _local(self, name: str, shape: Sequence[int], order: Order) -> Local:
+    def _tensors(self) -> list[tuple[str, tuple[int, ...], Order]]:
+        made = self.made
+        return [("q", made.q, self.rows), ("k", made.k, self.keys), ("v", made.v, self.keys)]
+
+    def _local(self, name: str, shape: tuple[int, ...], order: Order) -> Local:
         require(shape[2] == order.rows, "rows of another number")
-        whole = cut(name, [*shape[:2], order.size, shape[3]], torch.float32)
-        return Local(self.mesh.seen(Place(2, order), whole))
+        return Local(self.mesh.seen(Place(2, order), _cut(name, shape, order)))
 
     # --- what the text sees -------------------------------------------------------------------
 
@@ -148,6 +132,7 @@ class _Way:
         self, q: Local, k: Local, v: Local, *, is_causal: bool, scale: float, dropout_p: float,
         enable_gqa: bool,
     ) -> Local:  # fmt: skip
+        require(not self.made.rule, "a mask that is lost")
         require(dropout_p == 0 and (enable_gqa or q.shape[1] == k.shape[1]), "another attention")
         require(q.shape[2] == self.rows.size, "other queries than all")
         query, key, value = (
@@ -160,7 +145,8 @@ class _Way:
         self, q: Local, k: Local, v: Local, leaves: Any, rule: str, left: Any, right: Any,
         scale: float, q_runs: list[int], k_runs: list[int], hops: int, group: str,
     ) -> tuple[Local, Local]:  # fmt: skip
-        require(not leaves and not rule, "a rule that was not given")
+        handed = len(leaves) == len(self.leaves) and all(map(_is, leaves, self.leaves))
+        require(rule == self.made.rule and handed, "a mask that is not the one given")
         if group == "":
             for runs, order, x in ((q_runs, self.rows, q), (k_runs, self.keys, k)):
                 require(runs == [0, 0, 0, order.size] == [0, 0, 0, x.shape[2]], "other rows")
@@ -192,7 +178,7 @@ class _Way:
         def element(idx: list[Poly]) -> Any:
             found = x.at([*idx[:2], f, *idx[3:]])
             found = _put(found, {here: idx[2]})
-            if atom_of(f) in found.free or self.m is not ZERO and atom_of(self.m) in found.free:
+            if atom_of(f) in found.free or (self.m is not ZERO and atom_of(self.m) in found.free):
                 raise NotShown("keys that are not told by their place alone")
             return found
 
@@ -230,12 +216,7 @@ class _Way:
         each = -(-heads // self.share)
         require(query.shape[1].constant == each, f"{query.shape[1]} heads of {each}")
         own = attended(query, key, value, at, None, band, scale)
-        q, k, v = (
-            cut(n, [*s[:2], o.size, s[3]], torch.float32)
-            for n, s, o in (
-                ("q", made.q, self.rows), ("k", made.k, self.keys), ("v", made.v, self.keys)
-            )  # fmt: skip
-        )
+        q, k, v = (_cut(*x) for x in self._tensors())
         model = attended(q, k, v, lambda row: row, None, made.band, made.scale)
         b, d = variable("b", [0], [batch - 1]), variable("d", [0], [depth - 1])
         row = variable("row", [0], [query.shape[2] - 1])
@@ -293,6 +274,14 @@ class _Way:
                     raise NotShown(f"rank {rank}, rows from {lo}: {mine}"[:600])
 
 
+def _cut(name: str, shape: tuple[int, ...], order: Order) -> Value:
+    return cut(name, [*shape[:2], order.size, shape[3]], torch.float32)
+
+
+def _is(a: Any, b: Any) -> bool:
+    return a is b
+
+
 def _put(x: Any, to: Mapping[Poly, Poly]) -> Any:
     """`x` with variables replaced; those that are 0 have nothing to replace."""
     return t.substitute(x, {atom_of(a): b for a, b in to.items() if a is not ZERO})
@@ -322,7 +311,9 @@ class _Torch(Torch):
 def _run(name: str, text: str, known: Mapping[str, Any]) -> Any:
     """A module from its text, with what it imports of torch and Quire replaced."""
 
-    def find(wanted: str, scope: Any = None, local: Any = None, names: Any = (), level: int = 0) -> Any:
+    def find(
+        wanted: str, scope: Any = None, local: Any = None, names: Any = (), level: int = 0
+    ) -> Any:
         if wanted in known:
             return known[wanted]
         if wanted.startswith(("quire", "torch")):
@@ -340,4 +331,3 @@ def _function(text: str, name: str) -> str:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             return "from __future__ import annotations\n" + ast.unparse(node)
     raise NotShown(f"no function {name}")
-
