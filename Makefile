@@ -7,6 +7,7 @@
 # make coverage-onnx  the table of docs/coverage-onnx.md: ONNX's own tests (half an hour)
 # make picture   docs/timeline.png
 # make mutants   500 wrong programs for the prover, none accepted; honest ones, none refused
+# make shard-mutants  200 wrong sharded programs and runtimes, none accepted
 # make agree     every obligation of three whole models, by Z3 and by cvc5
 # make proving   time and memory of proofs, and their plot against depth
 #
@@ -20,7 +21,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench sanitize coverage coverage-onnx picture mutants agree proving format clean
+.PHONY: demo test check bench sanitize coverage coverage-onnx picture mutants shard-mutants agree proving format clean
 
 # torch goes first and alone: it is the large one, and the rest then builds on the one chosen.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -66,6 +67,9 @@ picture: $(INSTALLED)
 
 mutants: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python -W ignore tools/mutate_run.py 500
+
+shard-mutants: $(INSTALLED)
+	PYTHONPATH=. $(BIN)/python -W ignore tools/mutate_shard_run.py 200
 
 agree: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python -W ignore tools/agree.py

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from quire.verify.shard.order import Order, Place
+from quire.verify.shard.prove import prove_task
 from quire.verify.shard.task import Hooks, Source, Task
 from tools.mutate_runtime import RUNTIME
 
@@ -40,6 +41,18 @@ def lies(task: Task, hooks: Hooks) -> Iterator[Lie]:
     for lie in RUNTIME:
         if lie.ways is None or any(f"attention.{way}(" in text for way in lie.ways):
             yield Lie(lie.kind, f"{lie.file}: {lie.new}", task, lie.told(hooks), exact=True)
+
+
+def judge(lie: Lie) -> str:
+    """ "unknown" or "refuted" as the prover says; of what it proves, "equivalent" if a run in the
+    finite field finds no difference, else "ACCEPTED", which is a failure."""
+    found = prove_task(lie.task, lie.hooks, exact=lie.exact, refute=False)
+    if found.verdict != "proved":
+        return found.verdict
+    if not lie.exact:
+        found = prove_task(lie.task, lie.hooks, exact=True)
+    (run,) = [c for c in found.claims if c.kind == "exact run"]
+    return "equivalent" if run.text.startswith("equal") else "ACCEPTED"
 
 
 _CALL = re.compile(r"^(\s*)(\w+) = (ranks|attention)\.(\w+)\((.*)\)(\S*)$")
