@@ -95,7 +95,7 @@ def shard(
         made = built(model, program, plan, whole_outputs=whole)
         if not verify:
             return made
-        found = _proved(model, made, whole, reduce_gradients)
+        found = prove_built(model, made, whole_outputs=whole, reduce_gradients=reduce_gradients)
         return attrs.evolve(made, certificate=certified(found, allow_unknown))
 
     return shard_tree(
@@ -134,14 +134,26 @@ def prove_shard(
     topology = topology_of(links, "meta")
     plan = plan_shards(program, ranks, topology, ways=ways, budget=device_budget(memory))
     made = built(model, program, plan, whole_outputs=outputs == "whole")
-    return _proved(model, made, outputs == "whole", reduce_gradients, exact)
+    return prove_built(
+        model,
+        made,
+        whole_outputs=outputs == "whole",
+        reduce_gradients=reduce_gradients,
+        exact=exact,
+    )
 
 
-def _proved(
-    model: nn.Module, made: Built, whole: bool, reduce_gradients: bool, exact: bool = False
+def prove_built(
+    model: nn.Module,
+    made: Built,
+    *,
+    whole_outputs: bool = False,
+    reduce_gradients: bool = True,
+    exact: bool = False,
 ) -> Certificate:
+    """The certificate of the functions of `made`."""
     names = names_of(model, made.program)
-    goal = task(made.program, made.plan, made.functions, names, whole_outputs=whole)
+    goal = task(made.program, made.plan, made.functions, names, whole_outputs=whole_outputs)
     return prove_task(goal, hooks(reduce_gradients=reduce_gradients), exact=exact)
 
 
