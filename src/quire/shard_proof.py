@@ -87,7 +87,6 @@ def certified(found: Certificate, allow_unknown: bool) -> Certificate:
         raise RefutedError(
             f"the sharded program is not the model: {found.reason}",
             certificate=found,
-            witness=next((c.rule for c in found.claims if c.verdict == "refuted"), ""),
             fix="this is a fault of Quire's: please report it with the certificate",
         )
     if found.verdict == "unknown" and not allow_unknown:

@@ -231,7 +231,7 @@ class _Shown(ast.NodeTransformer):
         x = self.scope.get(node.id)
         if isinstance(x, Local):
             return self._tensor(x)
-        if node.id not in self.applied.scope and node.id != "self":
+        if node.id != "self" and (x is None or x is not self.applied.scope.get(node.id)):
             raise NoMeaning(f"{node.id}, which is no tensor")
         return node
 
