@@ -119,7 +119,8 @@ class Mesh:
         self.rank = variable(RANK, [0], [ranks - 1]) if rank is None else rank
 
     def flat(self, order: Order, row: Poly) -> Poly:
-        return self.rank * order.rows + row
+        """Row `row` of this rank among all ranks' rows. The one row of a dim of size 1 is 0."""
+        return self.rank * order.rows + (row if order.rows > 1 else ZERO)
 
     def seen(self, at: Place, whole: Value) -> Value:
         """This rank's rows of `whole`; what its padding rows hold is not known, and told by the
@@ -142,7 +143,7 @@ class Mesh:
         Raises NotShown if it is told by more than its place.
         """
         require(local.shape[at.dim].constant == at.local, f"{local.shape[at.dim]} rows of a rank")
-        i = variable("i", [0], [at.order.rows - 1])
+        i = variable("i", [0], [at.order.rows - 1]) if at.order.rows > 1 else ZERO
         there = (o * at.order.rows + i) * at.scale + e
         found = local.at([*idx[: at.dim], there, *idx[at.dim + 1 :]])
         return self.read(found, at.order, i, q)
@@ -151,7 +152,7 @@ class Mesh:
         """`found`, told by the place of row `i` alone, at place `q`."""
         here = atom_of(place(order, self.flat(order, i)))
         moved = t.substitute(found, {here: q})
-        if atom_of(i) in moved.free or ranked(moved):
+        if ranked(moved) or (i is not ZERO and atom_of(i) in moved.free):
             raise NotShown("a row that is not told by its place alone")
         return moved
 

@@ -26,10 +26,13 @@ def sum_ranks(x: Term, mesh: Mesh) -> Term:
         factors = x.args[1]
         own = [f for f in factors if ranked(f[0])]
         rest = [f for f in factors if not ranked(f[0])]
-        if len(own) == 1 and own[0][1] == 1:
+        if len(own) == 1 and own[0][1] == 1 and (rest or x.args[0] != 1):
             return t.mul((t.const(x.args[0]), 1), *rest, (sum_ranks(own[0][0], mesh), 1))
     if x.op == "sum":
         return _rows(x, mesh)
+    for order in _orders(x, atom_of(mesh.rank)):
+        if order.rows == 1 and _silent(x, order, ZERO, mesh):
+            return _whole(x, order, ZERO, ZERO, 1, mesh)
     raise NotShown(f"a sum over ranks of what is no sum over rows: {x}"[:300])
 
 
@@ -37,7 +40,9 @@ def _rows(x: Term, mesh: Mesh) -> Term:
     size, body = x.args
     j = variable("t", [0], [size - 1])
     body = t.substitute(body, {atom_of(bound(x.height, size)): j})
-    orders = _orders(body, atom_of(j))
+    # With one row on each rank it is the rank that tells the place.
+    alone = [o for o in _orders(body, atom_of(mesh.rank)) if o.rows == 1]
+    orders = _orders(body, atom_of(j)) or alone
     if not orders:
         return t.bind("sum", size, sum_ranks(body, mesh), j)
     for order in orders:
@@ -46,7 +51,7 @@ def _rows(x: Term, mesh: Mesh) -> Term:
             continue
         outer = n // order.rows
         o = variable("o", [0], [outer - 1]) if outer > 1 else ZERO
-        i = variable("i", [0], [order.rows - 1])
+        i = variable("i", [0], [order.rows - 1]) if order.rows > 1 else ZERO
         here = t.substitute(body, {atom_of(j): o * order.rows + i})
         if _silent(here, order, i, mesh):
             return _whole(here, order, o, i, outer, mesh)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from quire.verify import term as t
+from quire.verify.decide import divmod_, minimum
 from quire.verify.meaning import MEANING, VIEWS
 from quire.verify.meaning.opaque import opaque
 from quire.verify.meaning.table import apply, named
@@ -74,13 +75,19 @@ class Local:
 def _chosen(x: Value, dim: int, at: list[int]) -> Value:
     """Elements of `dim` by a list of fixed numbers."""
     shape = [len(at) if d == dim else s for d, s in enumerate(x.shape)]
+    repeats = max(at.count(at[0]), 1)
+    regular = all(n == min(at[0] + k // repeats, at[-1]) for k, n in enumerate(at))
 
     def element(idx: list[Any]) -> Any:
+        def read(n: Any) -> Any:
+            return x.at([*idx[:dim], n, *idx[dim + 1 :]])
+
+        if regular:  # each element so many times, and the last ones more often
+            return read(minimum(divmod_(idx[dim], repeats)[0] + at[0], at[-1]))
+
         def pick(k: int) -> Any:
-            own = x.at([*idx[:dim], poly(at[k]), *idx[dim + 1 :]])
-            if k == len(at) - 1:
-                return own
-            return t.ite(t.ge(k - idx[dim]), own, pick(k + 1))
+            own = read(poly(at[k]))
+            return own if k == len(at) - 1 else t.ite(t.ge(k - idx[dim]), own, pick(k + 1))
 
         return pick(0)
 

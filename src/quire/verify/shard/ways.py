@@ -163,15 +163,17 @@ class _Way:
         _table(k_runs, self.keys, hops, every)
         first = self.m * own if hops > 1 else self.u * own
         key, value = (self._by_place(x.value, every, hops) for x in (k, v))
-        out = self._kernel(
-            q.value, key, value, lambda row: place(self.rows, first + row), (left, right), scale
-        )
+
+        def at(row: Poly) -> Poly:
+            return place(self.rows, first + (row if own > 1 else ZERO))
+
+        out = self._kernel(q.value, key, value, at, (left, right), scale)
         return out, out
 
     def _by_place(self, x: Value, every: int, hops: int) -> Value:
         """Keys of all members by their place: the rows of a member are told by it."""
         order = self.keys
-        f = variable("f", [0], [every - 1])
+        f = variable("f", [0], [every - 1]) if every > 1 else ZERO
         flat = self.m * every + f if hops > 1 else f
         here = place(order, flat)
 
