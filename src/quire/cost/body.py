@@ -67,6 +67,10 @@ class Body:
         made = self.costs.of
         self._slot_sizes = [{made(s).written[0] for s in tenants} for tenants in self.slots]
         self._beside = self._fresh_beside()
+        apart = [(made(step), outside) for step, outside in self._outside.items()]
+        self._workspaces = [(p, outside) for p, outside in apart if not p.pointwise]
+        self._gemms = [(p, outside) for p, outside in apart if p.gemm]
+        self._copied = sum(model.nbytes[s] for s in self.outputs if self.places[s].copied)
         self._scratch: dict[int, int] = {}
 
     def _fresh_beside(self) -> list[tuple[fx.Node, list[fx.Node]]]:
@@ -174,7 +178,8 @@ class Body:
         if found is None:
             slots = sum(max(b.at(n) for b in sizes) for sizes in self._slot_sizes)
             peak = self.costs.most_workspace(len(self.steps), n)
-            peak = max(peak, *(self._workspace(step, n) for step in self._outside), 0)
+            for parts, outside in self._workspaces:
+                peak = max(peak, parts.workspace(n, outside))
             for step, fresh in self._beside:
                 live = sum(self._made(s, n) for s in fresh)
                 peak = max(peak, live + self._workspace(step, n))
@@ -192,9 +197,8 @@ class Body:
         of its outputs that lie in new pages."""
         machine = self.model.machine
         total = (fresh_outputs + self.scratch(n)) * machine.rates.fault
-        copied = sum(self.model.nbytes[s] for s in self.outputs if self.places[s].copied)
-        total += 2 * copied / machine.copy_bandwidth
-        total += sum(self.costs.of(s).seconds_apart(n, out) for s, out in self._outside.items())
+        total += 2 * self._copied / machine.copy_bandwidth
+        total += sum(parts.seconds_apart(n, outside) for parts, outside in self._gemms)
         return total + self.costs.seconds(len(self.steps), n)
 
 

@@ -76,6 +76,8 @@ class StepParts:
         self._infos = [model.infos[o.node][0] for o in operands]
         self._bases = [storage.base[o.node] for o in operands]
         self._masked = axis.target is not None
+        self.pointwise = storage.flows[step].pointwise
+        self.gemm = model.kinds[step] == "gemm"
         self._read = [part_bytes(i, n) for i, n in zip(self._infos, self.needs, strict=True)]
         self.written = tuple(
             part_bytes(i, w) for i, w in zip(model.infos[step], self.writes, strict=True)
@@ -95,13 +97,11 @@ class StepParts:
         return self._seconds[n]
 
     def seconds_apart(self, n: int, outside: frozenset[fx.Node]) -> float:
-        """What the step takes more than `seconds` has for it, as it reads slices of `outside`."""
-        if self.model.kinds[self.step] != "gemm":
-            return 0.0
+        """What a GEMM takes more than `seconds` has for it, as it reads slices of `outside`."""
         return self._relayout(n, outside) - self._relayout(n)
 
     def workspace(self, n: int, outside: frozenset[fx.Node] = frozenset()) -> int:
-        if self.storage.flows[self.step].pointwise:
+        if self.pointwise:
             return self.model.workspace[self.step]
         key = n, outside
         if key not in self._workspace:
@@ -129,7 +129,7 @@ class StepParts:
             kind, flops, read * count, written * count, fresh * count, count, rows, info.dtype
         )
         views = count * model.machine.rates.overhead["view"] * (1 + len(self.needs))
-        again = self._relayout(n) if kind == "gemm" else 0.0
+        again = self._relayout(n) if self.gemm else 0.0
         return op_seconds(work, model.machine) + views + again
 
     def _relayout(self, n: int, outside: frozenset[fx.Node] = frozenset()) -> float:
@@ -182,6 +182,7 @@ class PartCosts:
         self.spread, self.model = spread, model
         self._steps: dict[fx.Node, StepParts] = {}
         self._order: list[fx.Node] = spread.steps
+        self._into: dict[fx.Node, StepParts | None] = {}
         self._sums: dict[int, list[float]] = {}
         self._most: dict[int, list[int]] = {}
 
@@ -214,8 +215,15 @@ class PartCosts:
         return most[length]
 
     def _step_seconds(self, step: fx.Node, n: int) -> float:
-        seconds = self.of(step).seconds(n)
-        addition = adds_into(self.spread.storage, step)
-        if addition in self._order and self._order[self._order.index(addition) + 1] is step:
-            seconds = max(seconds - self.of(addition).seconds(n), 0.0)
-        return seconds
+        """Time of one step; what is written into the addition that reads it saves that one."""
+        if step not in self._into:
+            self._into[step] = self._addition(step)
+        seconds, addition = self.of(step).seconds(n), self._into[step]
+        return seconds if addition is None else max(seconds - addition.seconds(n), 0.0)
+
+    def _addition(self, step: fx.Node) -> StepParts | None:
+        """The addition that `step` writes into, if it runs right after."""
+        found = adds_into(self.spread.storage, step)
+        if found in self._order and self._order[self._order.index(found) + 1] is step:
+            return self.of(found)
+        return None

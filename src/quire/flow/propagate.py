@@ -65,11 +65,14 @@ class Storage:
         self.base: dict[fx.Node, fx.Node] = {}
         self.flows: dict[fx.Node, Flow] = {}
         self.steps: list[fx.Node] = []
+        known: dict[int, tuple[Flow, Flow]] = {}
         for node in program.graph.nodes:
             op = program.ops.get(node)
             if op is not None:
                 flow = flow_of(op)
-                self.flows[node] = _at(flow, lengths) if lengths else flow
+                if id(flow) not in known:
+                    known[id(flow)] = flow, _at(flow, lengths) if lengths else flow
+                self.flows[node] = known[id(flow)][1]
             if node.target is operator.getitem:
                 self.base[node] = self.base[node.args[0]]
             elif op is not None and is_view(op):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
-from quire.capture.program import Op
+import attrs
+
+from quire.capture.program import Op, Operand, TensorInfo
 from quire.errors import MissingRuleError
 from quire.flow.relation import Flow
 
@@ -37,10 +40,35 @@ def rules() -> dict[Any, Rule]:
 
 
 def flow_of(op: Op) -> Flow:
-    """The flow of one op call.
+    """The flow of one op call. Calls alike in target, arguments and shapes share one `Flow`.
 
     Raises MissingRuleError, naming the op and the source line, if there is no rule.
     """
+    return _flow(_Call(op.target, tuple(map(_plain, op.arguments.items())), op.outputs, op))
+
+
+@attrs.frozen
+class _Call:
+    """What a rule reads of an op: the nodes that it is about are left out."""
+
+    target: Any
+    arguments: tuple[Any, ...]
+    outputs: tuple[TensorInfo, ...]
+    op: Op = attrs.field(eq=False)
+
+
+def _plain(value: Any) -> Any:
+    """An argument without nodes, hashable; 1, 1.0 and True are three things."""
+    if isinstance(value, Operand):
+        return Operand, value.index, value.info
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    return type(value), value
+
+
+@lru_cache(maxsize=1 << 12)
+def _flow(call: _Call) -> Flow:
+    op = call.op
     found = _rules.get(op.target) or _rules.get(str(op.target))
     if found is None:
         raise MissingRuleError(

@@ -17,12 +17,17 @@ Bounds = dict[Atom, tuple[list[Poly], list[Poly]]]
 
 @attrs.frozen
 class Obligation:
-    """`goal ≥ 0` (or `goal = 0`) wherever the premises hold and atoms keep their bounds."""
+    """`goal ≥ 0` (or `goal = 0`) wherever the premises hold and atoms keep their bounds.
+
+    `products` are expressions ≥ 0 by the law `product`: of a factor whose sign is an obligation of
+    its own, and the distance of an atom from a bound. With them the goal follows linearly.
+    """
 
     goal: Poly
     relation: str
     premises: tuple[tuple[str, Poly], ...] = ()
     why: str = ""
+    products: tuple[Poly, ...] = ()
 
 
 class Log:
@@ -42,9 +47,13 @@ LOGS: list[Log] = []
 SOLVER: list[Any] = []
 """The function `Obligation → bool` asked when the quick search finds nothing."""
 
-_known: dict[tuple[Any, ...], bool] = {}
-
 Premises = tuple[tuple[str, Poly], ...]
+
+Steps = tuple[tuple[Poly, Poly], ...]
+"""Of a search that found something: each factor that is no number, with the sign that makes it
+≥ 0, and its product with the distance of an atom from its bound."""
+
+_known: dict[tuple[Any, ...], Steps | None] = {}
 
 
 def prove(goal: Poly, relation: str = ">=", premises: Premises = (), why: str = "") -> bool:
@@ -54,16 +63,19 @@ def prove(goal: Poly, relation: str = ">=", premises: Premises = (), why: str = 
         holds = number >= 0 if relation == ">=" else number == 0
         if holds or not premises:
             return holds
-    obligation = Obligation(goal, relation, premises, why)
     key = (goal, relation, premises)
-    known = _known.get(key)
-    if known is None:
-        known = _quick(obligation) or bool(SOLVER and SOLVER[-1](obligation))
-        _known[key] = known
-    if known:
+    if key not in _known:
+        steps = _quick(goal, premises) if relation == ">=" else None
+        if steps is None and SOLVER and SOLVER[-1](Obligation(goal, relation, premises, why)):
+            steps = ()
+        _known[key] = steps
+    steps = _known[key]
+    if steps is not None and LOGS:
+        known = [w for c, w in steps if prove(c, ">=", premises, "sign of a factor")]
+        obligation = Obligation(goal, relation, premises, why, tuple(known))
         for log in LOGS:
             log.add(obligation)
-    return known
+    return steps is not None
 
 
 def forget() -> None:
@@ -71,13 +83,11 @@ def forget() -> None:
     _known.clear()
 
 
-def _quick(o: Obligation) -> bool:
+def _quick(goal: Poly, premises: Premises) -> Steps | None:
     extra: Bounds = {}
-    for relation, premise in o.premises:
+    for relation, premise in premises:
         _learn(extra, relation, premise)
-    if o.relation == "=":
-        return False
-    return _nonnegative(o.goal, extra, 14)
+    return _nonnegative(goal, extra, 14)
 
 
 def _learn(extra: Bounds, relation: str, p: Poly) -> None:
@@ -94,12 +104,13 @@ def _learn(extra: Bounds, relation: str, p: Poly) -> None:
             upper.append(r if c == -1 else -r)
 
 
-def _nonnegative(p: Poly, extra: Bounds, depth: int) -> bool:
+def _nonnegative(p: Poly, extra: Bounds, depth: int) -> Steps | None:
+    """How `p ≥ 0` follows by putting bounds in the place of atoms; None: not found."""
     number = p.constant
     if number is not None:
-        return number >= 0
+        return () if number >= 0 else None
     if depth == 0:
-        return False
+        return None
     # Bounds of later atoms speak of earlier ones: take out the latest first.
     for x in sorted(p.atoms(), key=lambda x: -x.id):
         parts = p.split(x)
@@ -114,11 +125,13 @@ def _nonnegative(p: Poly, extra: Bounds, depth: int) -> bool:
         for b in bounds:
             if x in b.free:
                 continue
-            if _nonnegative(c * b + r, extra, depth - 1):
-                return True
+            rest = _nonnegative(c * b + r, extra, depth - 1)
+            if rest is not None:
+                step = () if c.constant is not None else ((c * sign, p - (c * b + r)),)
+                return step + rest
         if bounds:
-            return False
-    return False
+            return None
+    return None
 
 
 def _sign(c: Poly, extra: Bounds, depth: int) -> int:
@@ -127,9 +140,9 @@ def _sign(c: Poly, extra: Bounds, depth: int) -> int:
         return (number > 0) - (number < 0)
     if depth <= 0:
         return 0
-    if _nonnegative(c, extra, min(depth, 4)):
+    if _nonnegative(c, extra, min(depth, 4)) is not None:
         return 1
-    if _nonnegative(-c, extra, min(depth, 4)):
+    if _nonnegative(-c, extra, min(depth, 4)) is not None:
         return -1
     return 0
 
@@ -178,7 +191,7 @@ def quick(p: Poly, premises: Premises = ()) -> bool:
     extra: Bounds = {}
     for relation, premise in premises:
         _learn(extra, relation, premise)
-    return _nonnegative(p, extra, 8)
+    return _nonnegative(p, extra, 8) is not None
 
 
 def _order(p: Poly) -> Any:
@@ -199,6 +212,12 @@ def divmod_(p: Any, n: Any) -> tuple[Poly, Poly]:
     for q, r in _quotients(p, n):
         if prove(r, why="Euclid: remainder") and prove(n - 1 - r, why="Euclid: remainder"):
             return q, r
+    if len(n.terms) == 1:
+        # Whole multiples go outside, so that (8·i + j) div 8 is i + j div 8.
+        whole, rest = _quotients(p, n)[0]
+        if whole is not ZERO:
+            q, r = divmod_(rest, n)
+            return whole + q, r
     q = call("div", p, n)
     return q, p - q * n
 

@@ -31,6 +31,11 @@ def real(names: str, facts: list[str], goal: str) -> str:
     return "\n".join([*rows, f"(assert (not {goal}))", "(check-sat)"]) + "\n"
 
 
+def _integer(names: str, facts: list[str], goal: str) -> str:
+    """`goal` from `facts` over the integers."""
+    return _real(names, facts, goal).replace(" Real)", " Int)").replace("RA)", "IA)")
+
+
 def _max(a: str, b: str) -> str:
     return f"(ite (>= {a} {b}) {a} {b})"
 
@@ -112,6 +117,25 @@ LAWS = (
                 ["(> n 0.0)", "(> m 0.0)", "(= (* a n) s)", "(= (* b m) t)"],
                 "(= (+ (* n a) (* m b)) (+ s t))",
             ),
+        ),
+    ),
+    Law(
+        "product",
+        "a·b ≥ 0 for a, b ≥ 0: a factor times the distance of a number from its bound",
+        (_real("a b", ["(>= a 0.0)", "(>= b 0.0)"], "(>= (* a b) 0.0)"),),
+    ),
+    Law(
+        "div-shift",
+        "⌊(q·n + r)/n⌋ = q + ⌊r/n⌋ for n ≥ 1: with d and e the two quotients, (d − q − e)·n lies "
+        "strictly between −n and n, which holds of no multiple but 0",
+        (
+            _integer(
+                "n r dn qn en",
+                ["(<= dn (+ qn r))", "(< (+ qn r) (+ dn n))", "(<= en r)", "(< r (+ en n))"],
+                "(and (< (- 0 n) (- dn qn en)) (< (- dn qn en) n))",
+            ),
+            _integer("n x", ["(>= n 1)", "(>= x 1)"], "(>= (* x n) n)"),
+            _integer("n x", ["(>= n 1)", "(<= x (- 1))"], "(<= (* x n) (- n))"),
         ),
     ),
     Law("exp-sum", "exp(a+b) = exp(a)·exp(b)"),

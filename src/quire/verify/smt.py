@@ -85,6 +85,7 @@ def of_obligation(o: Obligation) -> str:
     for relation, premise in o.premises:
         sign = ">=" if relation == ">=" else "="
         text.facts.append(f"(assert ({sign} {text.poly(premise)} 0))")
+    text.facts += [f"(assert (>= {text.poly(product)} 0))" for product in o.products]
     sign = ">=" if o.relation == ">=" else "="
     return text.finish(f"(not ({sign} {goal} 0))")
 

@@ -130,7 +130,7 @@ def baddbmm(self: Value, batch1: Value, batch2: Value, beta: Any = 1, alpha: Any
     return _plus(self, bmm(batch1, batch2), beta, alpha)
 
 
-@means("_grouped_mm", "grouped_mm_fallback")
+@means("_grouped_mm")
 def grouped_mm(
     self: Value, mat2: Value, offs: Any = None, bias: Any = None, out_dtype: Any = None
 ) -> Value:
@@ -152,6 +152,12 @@ def grouped_mm(
         )
 
     return build([self.shape[0], width], out_dtype or promoted(self, mat2), element)
+
+
+@means("grouped_mm_fallback")
+def grouped_mm_fallback(input: Value, weight: Value, offs: Any) -> Value:
+    """What transformers runs in place of `torch._grouped_mm` for dtypes which that lacks."""
+    return grouped_mm(input, weight, offs)
 
 
 @means("addmv")
