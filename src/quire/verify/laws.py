@@ -31,9 +31,9 @@ def real(names: str, facts: list[str], goal: str) -> str:
     return "\n".join([*rows, f"(assert (not {goal}))", "(check-sat)"]) + "\n"
 
 
-def _integer(names: str, facts: list[str], goal: str) -> str:
+def integer(names: str, facts: list[str], goal: str) -> str:
     """`goal` from `facts` over the integers."""
-    return _real(names, facts, goal).replace(" Real)", " Int)").replace("RA)", "IA)")
+    return real(names, facts, goal).replace(" Real)", " Int)").replace("RA)", "IA)")
 
 
 def _max(a: str, b: str) -> str:
@@ -122,20 +122,20 @@ LAWS = (
     Law(
         "product",
         "a·b ≥ 0 for a, b ≥ 0: a factor times the distance of a number from its bound",
-        (_real("a b", ["(>= a 0.0)", "(>= b 0.0)"], "(>= (* a b) 0.0)"),),
+        (real("a b", ["(>= a 0.0)", "(>= b 0.0)"], "(>= (* a b) 0.0)"),),
     ),
     Law(
         "div-shift",
         "⌊(q·n + r)/n⌋ = q + ⌊r/n⌋ for n ≥ 1: with d and e the two quotients, (d − q − e)·n lies "
         "strictly between −n and n, which holds of no multiple but 0",
         (
-            _integer(
+            integer(
                 "n r dn qn en",
                 ["(<= dn (+ qn r))", "(< (+ qn r) (+ dn n))", "(<= en r)", "(< r (+ en n))"],
                 "(and (< (- 0 n) (- dn qn en)) (< (- dn qn en) n))",
             ),
-            _integer("n x", ["(>= n 1)", "(>= x 1)"], "(>= (* x n) n)"),
-            _integer("n x", ["(>= n 1)", "(<= x (- 1))"], "(<= (* x n) (- n))"),
+            integer("n x", ["(>= n 1)", "(>= x 1)"], "(>= (* x n) n)"),
+            integer("n x", ["(>= n 1)", "(<= x (- 1))"], "(<= (* x n) (- n))"),
         ),
     ),
     Law("exp-sum", "exp(a+b) = exp(a)·exp(b)"),

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from quire.verify.laws import Law, real
-
-
-def integers(names: str, facts: list[str], goal: str) -> str:
-    """`goal` from `facts` over integers: exactly the names given are unknown."""
-    declared = [f"(declare-const {n} Int)" for n in names.split()]
-    logic = "QF_NIA" if "(* " in " ".join([*facts, goal]) else "QF_LIA"
-    rows = [f"(set-logic {logic})", *declared, *(f"(assert {f})" for f in facts)]
-    return "\n".join([*rows, f"(assert (not {goal}))", "(check-sat)"]) + "\n"
+from quire.verify.laws import Law, integer, real
 
 
 _OFFSETS = ["(>= c 1)", "(>= o 0)", "(< o c)", "(>= u 0)", "(< u c)"]
@@ -22,13 +14,13 @@ SHARD_LAWS = (
         "the blocks m and 2R−1−m of the R members are all blocks, each once, and k·c + o = k'·c + "
         "u with offsets below c only for k = k', o = u",
         (
-            integers("c d o u", [*_OFFSETS, "(>= d 1)"], "(not (= (* d c) (- u o)))"),
-            integers(
+            integer("c d o u", [*_OFFSETS, "(>= d 1)"], "(not (= (* d c) (- u o)))"),
+            integer(
                 "r m n",
                 ["(>= m 0)", "(< m r)", "(>= n 0)", "(< n r)"],
                 "(not (= m (- (- (* 2 r) 1) n)))",
             ),
-            integers(
+            integer(
                 "c d o",
                 ["(>= c 1)", "(>= o 0)", "(< o c)", "(>= d 0)"],
                 "(>= (- (+ (* d c) (- c 1)) o) 0)",

@@ -180,7 +180,7 @@ class _Way:
         def element(idx: list[Poly]) -> Any:
             found = x.at([*idx[:2], f, *idx[3:]])
             found = _put(found, {here: idx[2]})
-            if atom_of(f) in found.free or (self.m is not ZERO and atom_of(self.m) in found.free):
+            if any(atom_of(x) in found.free for x in (f, self.m) if x is not ZERO):
                 raise NotShown("keys that are not told by their place alone")
             return found
 
