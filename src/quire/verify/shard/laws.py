@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from quire.verify.laws import Law, integer, real
 
-
 _OFFSETS = ["(>= c 1)", "(>= o 0)", "(< o c)", "(>= u 0)", "(< u c)"]
 
 SHARD_LAWS = (
