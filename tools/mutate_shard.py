@@ -45,13 +45,15 @@ def lies(task: Task, hooks: Hooks) -> Iterator[Lie]:
 
 def judge(lie: Lie) -> str:
     """ "unknown" or "refuted" as the prover says; of what it proves, "equivalent" if a run in the
-    finite field finds no difference, else "ACCEPTED", which is a failure."""
+    finite field finds no difference, "fails" if it raises, else "ACCEPTED", which is a failure."""
     found = prove_task(lie.task, lie.hooks, exact=lie.exact, refute=False)
     if found.verdict != "proved":
         return found.verdict
     if not lie.exact:
         found = prove_task(lie.task, lie.hooks, exact=True)
     (run,) = [c for c in found.claims if c.kind == "exact run"]
+    if "ranks fail" in run.text:
+        return "fails"
     return "equivalent" if run.text.startswith("equal") else "ACCEPTED"
 
 

@@ -20,4 +20,4 @@ def test_no_lie_is_accepted(way: str) -> None:
     random.Random(way).shuffle(made)
     answers = [(judge(lie), lie.what) for lie in made[:EACH]]
     assert not [a for a in answers if a[0] == "ACCEPTED"]
-    assert len([a for a in answers if a[0] in ("unknown", "refuted")]) >= EACH - 2
+    assert len([a for a in answers if a[0] in ("unknown", "refuted", "fails")]) >= EACH - 2

@@ -21,12 +21,15 @@ from quire.verify import field, field_grads
 from quire.verify.exact import ExactRun, Field
 from quire.verify.field_ops import Unsupported
 from quire.verify.shard.order import Place
-from quire.verify.shard.simulate import Groups, Meeting, Runtime
+from quire.verify.shard.simulate import Groups, Meeting, Mismatch, Runtime
 from quire.verify.shard.task import Hint, Source
 
 COLLECTIVES, ATTENTION = "quire.runtime.collectives", "quire.runtime.sharded_attention"
 BLOCKS, REDUCTION = "quire.runtime.block_attention", "reduction"
 WEIGHT_MOST = 1 << 18
+
+FAILS = (RuntimeError, IndexError, TypeError, ValueError, AttributeError, NameError, KeyError)
+"""What a run that cannot be run may raise."""
 
 assert field_grads
 
@@ -52,8 +55,9 @@ def exact_shard_run(
     for seed in range(seeds):
         try:
             why = _Run(program, sources, names, texts, ranks, outputs, seed).differs()
-        except Unsupported as error:
-            return ExactRun(None, str(error).splitlines()[0], seed, 1.0)
+        except (Unsupported, *FAILS) as error:
+            text = (str(error) or type(error).__name__).splitlines()[0]
+            return ExactRun(None, text, seed, 1.0)
         if why:
             return ExactRun(False, f"{why}, {ranks} ranks, seed {seed}", seed + 1, 0.0)
     return ExactRun(True, "", seeds, chance)
@@ -90,10 +94,10 @@ class _Run:
             runtime.module(COLLECTIVES)
         try:
             found = meeting.run(lambda rank: self._ranks(runtime, meeting))
-        except Unsupported:
-            raise
-        except Exception as error:
-            return f"ranks fail: {type(error).__name__}: {error}"[:300]
+        except Mismatch as error:
+            return str(error)[:300]
+        except FAILS as error:
+            raise Unsupported(f"ranks fail: {type(error).__name__}: {error}"[:300]) from error
         for rank, (got, own) in enumerate(found):
             for k, (g, w, at) in enumerate(zip(got, want, self.outputs, strict=True)):
                 if isinstance(w, Tensor) and not _rows_same(g, w, at, rank):

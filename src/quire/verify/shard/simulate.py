@@ -21,8 +21,12 @@ SECONDS = 120.0
 """A rank waits so long for the others."""
 
 
+class Mismatch(Exception):
+    """Ranks that do not meet: their calls of collectives differ."""
+
+
 class Meeting:
-    """Where the ranks exchange values. Ranks that call different collectives raise RuntimeError."""
+    """Where the ranks exchange values. Raises Mismatch where they call different collectives."""
 
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
@@ -38,14 +42,14 @@ class Meeting:
         found = list(self.slots)
         self._wait()
         if any(f[:2] != (group, tag) for f in found):
-            raise RuntimeError(f"ranks call different collectives: {[f[:2] for f in found]}")
+            raise Mismatch(f"ranks call different collectives: {[f[:2] for f in found]}")
         return [found[r][2] for r in self.members(group)]
 
     def _wait(self) -> None:
         try:
             self.barrier.wait(SECONDS)
         except threading.BrokenBarrierError as error:
-            raise RuntimeError("a rank does not come to a collective") from error
+            raise Mismatch("a rank does not come to a collective") from error
 
     def members(self, group: str) -> list[int]:
         """The ranks of a group that this rank is in."""
@@ -155,7 +159,7 @@ class Dist:
         for op, x, peer, _ in ops:
             if op == "irecv":
                 if me not in by_rank[peer]:
-                    raise RuntimeError(f"rank {peer} sends nothing to rank {me}")
+                    raise Mismatch(f"rank {peer} sends nothing to rank {me}")
                 x.copy_(by_rank[peer][me])
         return [_Done() for _ in ops]
 
