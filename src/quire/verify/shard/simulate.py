@@ -49,7 +49,7 @@ class Meeting:
         try:
             self.barrier.wait(SECONDS)
         except threading.BrokenBarrierError as error:
-            raise Mismatch("a rank does not come to a collective") from error
+            raise RuntimeError("a rank does not come to a collective") from error
 
     def members(self, group: str) -> list[int]:
         """The ranks of a group that this rank is in."""
