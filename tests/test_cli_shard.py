@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+import quire
 from quire import cli
 from quire.cli_shard import parse_length, parse_mesh
 from quire.errors import QuireError
@@ -41,6 +42,15 @@ def test_a_plan_its_page_and_its_json(config: str, tmp_path: Path) -> None:
     written = json.loads(plan.read_text())
     assert written["ranks"] == 64 and len(written["chosen"]) == 2
     assert written["memory"]["outside"] > 0
+
+
+def test_a_plan_is_proved_without_devices(config: str, tmp_path: Path) -> None:
+    path = tmp_path / "llama.cert"
+    found = run(config, "--seq", "8K", "--mesh", "8xH100", "--plan-only", "--cert", str(path))
+    assert found.exit_code == 0, found.output
+    assert "proved in" in found.output
+    assert "outputs and gradients equal on every rank" in found.output
+    assert quire.verify(path).verdict == "proved"
 
 
 def test_a_budget_that_nothing_keeps(config: str) -> None:

@@ -11,7 +11,7 @@ from quire.errors import (
 )
 from quire.fusing import fuse
 from quire.pipeline import chunk, load, tradeoff
-from quire.sharding import shard
+from quire.sharding import prove_shard, shard
 from quire.verify.certificate import Certificate, verify
 from quire.verify.claims import CertificateError, RefutedError, UnprovedError
 
@@ -30,6 +30,7 @@ __all__ = [
     "fuse",
     "load",
     "machine",
+    "prove_shard",
     "shard",
     "tradeoff",
     "verify",

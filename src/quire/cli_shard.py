@@ -24,7 +24,7 @@ from quire.plan.shard.head import only_losses
 from quire.report.progress import Bar
 from quire.report.shard_html import write_shard_html
 from quire.report.units import seconds_text
-from quire.sharding import device_budget, plan_shards, topology_of
+from quire.sharding import built, device_budget, plan_shards, prove_built, topology_of
 
 out = Console()
 err = Console(stderr=True)
@@ -62,6 +62,9 @@ def shard(
     ] = False,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
     output: Annotated[Path | None, typer.Option("--out", help="Write the plan, JSON.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--cert", help="Prove the plan, and write the certificate here.")
+    ] = None,
 ) -> None:
     """Plan how a sequence is spread over devices: forward and backward, all figures predicted."""
     if not plan_only:
@@ -73,7 +76,7 @@ def shard(
     ranks, links = parse_mesh(mesh)
     topology = topology_of(links, "meta")
     size = None if seq is None else parse_length(seq)
-    budget = device_budget(memory)
+    budget, found = device_budget(memory), None
     with Bar(err) as bar:
         bar.step("loading the model, without weights", 0, 0)
         loaded = load_target(target, Options(size, batch, "sdpa", dtype, "meta"))
@@ -88,11 +91,22 @@ def shard(
         started = time.perf_counter()
         plan = plan_shards(program, ranks, topology, budget=budget)
         planned = time.perf_counter() - started
+        if certificate is not None:
+            bar.step("proving", 0, 0)
+            found = prove_built(model, built(model, program, plan))
+            found.save(certificate)
     out.print(
         f"{loaded.name}: captured in {seconds_text(captured)}, planned in {seconds_text(planned)}",
         highlight=False,
     )
     out.print(plan.explain(), highlight=False, soft_wrap=True, markup=False)
+    if found is not None:
+        out.print(
+            f"{found.verdict} in {seconds_text(found.seconds)}: {found.about}",
+            highlight=False,
+            markup=False,
+        )
+        out.print(f"wrote {certificate}", highlight=False)
     if report is not None:
         write_shard_html(plan, report, title=loaded.name)
         out.print(f"wrote {report}", highlight=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import fx, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -30,6 +31,9 @@ from quire.plan.shard.plan import Candidate, ShardPlan, Site, Way
 from quire.plan.shard.sites import find_sites
 from quire.plan.shard.timing import StepTime, step_time
 from quire.runtime.sharded import Built, shard_tree
+from quire.shard_proof import certified, hooks, task
+from quire.verify.certificate import Certificate
+from quire.verify.shard.prove import prove_task
 
 
 def shard(
@@ -43,6 +47,8 @@ def shard(
     inputs: str = "whole",
     outputs: str = "part",
     reduce_gradients: bool = True,
+    verify: bool = True,
+    allow_unknown: bool = True,
 ) -> nn.Module:
     """`model` with its sequence spread over the one dim of `mesh`, forward and backward.
 
@@ -60,7 +66,11 @@ def shard(
     `links` is a name of `quire.cost.collectives.TOPOLOGIES`; `ways` restricts the planner to some
     of "ulysses", "ring", "gathered", "hybrid".
 
-    Raises CaptureError (the model cannot be captured, or has no attention to shard), InputError.
+    With `verify` the text that ranks run is proved to give the model's outputs and gradients;
+    `certificate` on the result says so, or what is not shown.
+
+    Raises CaptureError (the model cannot be captured, or has no attention to shard), InputError,
+    RefutedError (a run differs), UnprovedError (not shown, unless `allow_unknown`).
     """
     if mesh.ndim != 1:
         raise InputError(
@@ -81,7 +91,12 @@ def shard(
         if outputs == "loss":
             program = only_losses(program)
         plan = plan_shards(program, mesh.size(), topology, ways=ways, budget=budget)
-        return built(model, program, plan, whole_outputs=outputs == "whole")
+        whole = outputs == "whole"
+        made = built(model, program, plan, whole_outputs=whole)
+        if not verify:
+            return made
+        found = prove_built(model, made, whole_outputs=whole, reduce_gradients=reduce_gradients)
+        return attrs.evolve(made, certificate=certified(found, allow_unknown))
 
     return shard_tree(
         model,
@@ -92,6 +107,54 @@ def shard(
         reduce_gradients=reduce_gradients,
         parts=inputs == "part",
     )
+
+
+def prove_shard(
+    model: nn.Module,
+    example: Mapping[str, Any] | Sequence[Any],
+    *,
+    ranks: int,
+    memory: Memory = None,
+    links: str | Topology = "h100",
+    ways: Sequence[Way] | None = None,
+    outputs: str = "part",
+    reduce_gradients: bool = True,
+    exact: bool = False,
+) -> Certificate:
+    """What `quire.shard` would carry on a mesh of `ranks` ranks, without ranks or devices: the
+    model may be on the meta device. With `exact` a training step of all ranks is run in a finite
+    field as well, if the model is small.
+
+    Raises CaptureError, InputError, BudgetError.
+    """
+    args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
+    program = from_exported(export_training(model, args, kwargs))
+    if outputs == "loss":
+        program = only_losses(program)
+    topology = topology_of(links, "meta")
+    plan = plan_shards(program, ranks, topology, ways=ways, budget=device_budget(memory))
+    made = built(model, program, plan, whole_outputs=outputs == "whole")
+    return prove_built(
+        model,
+        made,
+        whole_outputs=outputs == "whole",
+        reduce_gradients=reduce_gradients,
+        exact=exact,
+    )
+
+
+def prove_built(
+    model: nn.Module,
+    made: Built,
+    *,
+    whole_outputs: bool = False,
+    reduce_gradients: bool = True,
+    exact: bool = False,
+) -> Certificate:
+    """The certificate of the functions of `made`."""
+    names = names_of(model, made.program)
+    goal = task(made.program, made.plan, made.functions, names, whole_outputs=whole_outputs)
+    return prove_task(goal, hooks(reduce_gradients=reduce_gradients), exact=exact)
 
 
 def built(

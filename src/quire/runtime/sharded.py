@@ -42,6 +42,8 @@ class Built:
     plan: ShardPlan
     lines: Lines
     functions: tuple[Function, ...]
+    certificate: Any = None
+    """What is proved of the functions: a `quire.Certificate`."""
 
 
 _hybrids: dict[tuple[str, int], tuple[str, str]] = {}
@@ -153,14 +155,22 @@ class ShardedModule:
     @property
     def plan(self) -> ShardPlan:
         """The plan of the length last run, or of the example."""
+        return self._now.plan
+
+    @property
+    def certificate(self) -> Any:
+        """What is proved of the length last run, or of the example: a `quire.Certificate`; None
+        with `verify=False`."""
+        return self._now.certificate
+
+    @property
+    def _now(self) -> Built:
         runner = self._quire
-        return list(runner.built.values())[runner.current].plan
+        return list(runner.built.values())[runner.current]
 
     def source(self, module: str = "") -> str:
         """The generated Python of a submodule, for the length last run."""
-        runner = self._quire
-        built = list(runner.built.values())[runner.current]
-        return "\n".join(f.source for f in built.functions if f.module == module)
+        return "\n".join(f.source for f in self._now.functions if f.module == module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         runner = self._quire

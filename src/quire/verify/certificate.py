@@ -13,6 +13,7 @@ from quire.capture.program import Program
 from quire.verify.check import solve, versions
 from quire.verify.claims import CertificateError, Claim, Verdict
 from quire.verify.laws import LAWS
+from quire.verify.shard.laws import SHARD_LAWS
 
 FORMAT = 1
 
@@ -52,8 +53,14 @@ class Certificate:
         """What was proved, or why it was not, in one line."""
         if self.verdict != "proved":
             return " ".join(self.reason.split())
+        if self._has("mesh"):
+            what = "outputs" + (" and gradients" if self._has("gradient") else "")
+            return f"{what} equal on every rank, for all inputs and parameters"
         ranges = ", ".join(f"{n} in {lo} … {hi or '∞'}" for n, lo, hi in self.sizes)
         return f"equal for all inputs and {self.over}{', ' + ranges if ranges else ''}"
+
+    def _has(self, kind: str) -> bool:
+        return any(c.kind == kind for c in self.claims)
 
     def explain(self) -> str:
         """The verdict and what it rests on, for people."""
@@ -101,7 +108,8 @@ def verify(path: str | Path, solver: str = "z3", *, seconds: float = 10.0) -> Ce
         if not set(claim.depends_on) <= known:
             raise _damaged(path, f"{claim.id} depends on a later claim")
         known.add(claim.id)
-    lemmas = {o for law in LAWS for o in law.obligations}
+    needed = (*LAWS, *SHARD_LAWS) if found._has("mesh") else LAWS
+    lemmas = {o for law in needed for o in law.obligations}
     if not lemmas <= {c.smt2 for c in found.claims}:
         raise _damaged(path, "a lemma is missing")
     claims = list(found.claims)
@@ -147,5 +155,5 @@ def _damaged(path: str | Path, why: str) -> CertificateError:
     return CertificateError(
         f"{path} is no whole certificate: {why}",
         allowed="files written by Certificate.save, unchanged",
-        fix="prove again: quire.chunk(…).certificate.save(path)",
+        fix="prove again: quire.chunk(…) or quire.shard(…) .certificate.save(path)",
     )

@@ -10,6 +10,7 @@ pair is packed as `p + P·q`, below 2^53; −inf stands for itself. The idea of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -41,9 +42,20 @@ def encode(value: Any) -> float:
     """A number of the program: a fraction mod P and mod Q."""
     if isinstance(value, float) and value <= torch.finfo(torch.float16).min:
         return float("-inf")
-    exact = Fraction(value)
+    exact = meant(value)
     p, q = (exact.numerator * pow(exact.denominator, -1, m) % m for m in (P, Q))
     return float(p + P * q)
+
+
+def meant(value: Any) -> Fraction:
+    """The fraction a number of the program stands for (axiom `constants`): the plainest within
+    2^−44 of it, else its first 44 bits."""
+    exact = Fraction(value)
+    plain = exact.limit_denominator(1 << 20)
+    if abs(plain - exact) <= abs(exact) / (1 << 44):
+        return plain
+    mantissa, exponent = math.frexp(value)
+    return Fraction(round(mantissa * (1 << 44))) * Fraction(2) ** (exponent - 44)
 
 
 def encoded(x: Tensor) -> Tensor:

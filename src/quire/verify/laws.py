@@ -23,7 +23,7 @@ class Law:
         return not self.obligations
 
 
-def _real(names: str, facts: list[str], goal: str) -> str:
+def real(names: str, facts: list[str], goal: str) -> str:
     """`goal` from `facts` over reals: exactly the names given are unknown."""
     declared = [f"(declare-const {n} Real)" for n in names.split()]
     logic = "QF_NRA" if "(* " in " ".join([*facts, goal]) else "QF_LRA"
@@ -31,9 +31,9 @@ def _real(names: str, facts: list[str], goal: str) -> str:
     return "\n".join([*rows, f"(assert (not {goal}))", "(check-sat)"]) + "\n"
 
 
-def _integer(names: str, facts: list[str], goal: str) -> str:
+def integer(names: str, facts: list[str], goal: str) -> str:
     """`goal` from `facts` over the integers."""
-    return _real(names, facts, goal).replace(" Real)", " Int)").replace("RA)", "IA)")
+    return real(names, facts, goal).replace(" Real)", " Int)").replace("RA)", "IA)")
 
 
 def _max(a: str, b: str) -> str:
@@ -45,8 +45,8 @@ LAWS = (
         "sum-split",
         "Σ_{j<n} f(j) + Σ_{j<m} f(n+j) = Σ_{j<n+m} f(j), by induction on m",
         (
-            _real("sn tm", ["(= tm 0.0)"], "(= (+ sn tm) sn)"),
-            _real(
+            real("sn tm", ["(= tm 0.0)"], "(= (+ sn tm) sn)"),
+            real(
                 "sn snm tm f s1 t1",
                 ["(= snm (+ sn tm))", "(= s1 (+ snm f))", "(= t1 (+ tm f))"],
                 "(= s1 (+ sn t1))",
@@ -57,8 +57,8 @@ LAWS = (
         "max-split",
         "max(max_{j<n} f(j), max_{j<m} f(n+j)) = max_{j<n+m} f(j) for n, m ≥ 1, by induction on m",
         (
-            _real("a f", [], f"(= {_max('a', 'f')} {_max('a', 'f')})"),
-            _real(
+            real("a f", [], f"(= {_max('a', 'f')} {_max('a', 'f')})"),
+            real(
                 "a b t f b1 t1",
                 [f"(= b {_max('a', 't')})", f"(= b1 {_max('b', 'f')})", f"(= t1 {_max('t', 'f')})"],
                 f"(= b1 {_max('a', 't1')})",
@@ -69,8 +69,8 @@ LAWS = (
         "sum-linear",
         "Σ c·f(j) = c·Σ f(j) for c free of j, by induction on the range",
         (
-            _real("c", [], "(= (* c 0.0) 0.0)"),
-            _real(
+            real("c", [], "(= (* c 0.0) 0.0)"),
+            real(
                 "c s t f s1 t1",
                 ["(= s (* c t))", "(= s1 (+ s (* c f)))", "(= t1 (+ t f))"],
                 "(= s1 (* c t1))",
@@ -81,8 +81,8 @@ LAWS = (
         "guard-range",
         "Σ_{j<n} [j<k]·f(j) = Σ_{j<k} f(j) for 0 ≤ k ≤ n, by induction on n from k",
         (
-            _real("s", [], "(= s s)"),
-            _real("s t f s1", ["(= s t)", "(= s1 (+ s (* 0.0 f)))"], "(= s1 t)"),
+            real("s", [], "(= s s)"),
+            real("s t f s1", ["(= s t)", "(= s1 (+ s (* 0.0 f)))"], "(= s1 t)"),
         ),
     ),
     Law(
@@ -90,7 +90,7 @@ LAWS = (
         "exp(xᵢ−m)/Σ exp(xⱼ−m) = exp(xᵢ)/Σ exp(xⱼ) for every m: the running maximum of an "
         "online softmax cancels",
         (
-            _real(
+            real(
                 "e s c",
                 ["(> s 0.0)", "(> c 0.0)"],
                 "(= (* (* e c) s) (* e (* s c)))",
@@ -101,7 +101,7 @@ LAWS = (
         "online-step",
         "l = c·Σ_{j<a}, l' = l·(c'/c) + c'·Σ_{a≤j<b}  ⇒  l' = c'·Σ_{j<b}, with c = exp(−m) > 0",
         (
-            _real(
+            real(
                 "c d r l s t l1",
                 ["(> c 0.0)", "(= (* r c) d)", "(= l (* c s))", "(= l1 (+ (* l r) (* d t)))"],
                 "(= l1 (* d (+ s t)))",
@@ -112,7 +112,7 @@ LAWS = (
         "mean-split",
         "mean over n+m = (n·mean over n + m·mean over m)/(n+m): from sum-split",
         (
-            _real(
+            real(
                 "s t n m a b",
                 ["(> n 0.0)", "(> m 0.0)", "(= (* a n) s)", "(= (* b m) t)"],
                 "(= (+ (* n a) (* m b)) (+ s t))",
@@ -122,20 +122,20 @@ LAWS = (
     Law(
         "product",
         "a·b ≥ 0 for a, b ≥ 0: a factor times the distance of a number from its bound",
-        (_real("a b", ["(>= a 0.0)", "(>= b 0.0)"], "(>= (* a b) 0.0)"),),
+        (real("a b", ["(>= a 0.0)", "(>= b 0.0)"], "(>= (* a b) 0.0)"),),
     ),
     Law(
         "div-shift",
         "⌊(q·n + r)/n⌋ = q + ⌊r/n⌋ for n ≥ 1: with d and e the two quotients, (d − q − e)·n lies "
         "strictly between −n and n, which holds of no multiple but 0",
         (
-            _integer(
+            integer(
                 "n r dn qn en",
                 ["(<= dn (+ qn r))", "(< (+ qn r) (+ dn n))", "(<= en r)", "(< r (+ en n))"],
                 "(and (< (- 0 n) (- dn qn en)) (< (- dn qn en) n))",
             ),
-            _integer("n x", ["(>= n 1)", "(>= x 1)"], "(>= (* x n) n)"),
-            _integer("n x", ["(>= n 1)", "(<= x (- 1))"], "(<= (* x n) (- n))"),
+            integer("n x", ["(>= n 1)", "(>= x 1)"], "(>= (* x n) n)"),
+            integer("n x", ["(>= n 1)", "(<= x (- 1))"], "(<= (* x n) (- n))"),
         ),
     ),
     Law("exp-sum", "exp(a+b) = exp(a)·exp(b)"),
@@ -180,10 +180,10 @@ CLAIMS: list[dict[str, str]] = []
 """Logs of condition claims being kept: SMT-LIB text → what it is for."""
 
 
-def render() -> str:
+def render(laws: tuple[Law, ...] = LAWS) -> str:
     """The laws as Markdown, for docs/trusted.md."""
     rows = ["Lemmas, each discharged by the solvers in every certificate:", ""]
-    rows += [f"- `{law.name}`: {law.statement}" for law in LEMMAS]
+    rows += [f"- `{law.name}`: {law.statement}" for law in laws if not law.axiom]
     rows += ["", "Axioms, trusted:", ""]
-    rows += [f"- `{law.name}`: {law.statement}" for law in AXIOMS]
+    rows += [f"- `{law.name}`: {law.statement}" for law in laws if law.axiom]
     return "\n".join(rows)

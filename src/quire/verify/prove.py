@@ -96,7 +96,7 @@ def prove(
                 Claim("witness", "witness", reason, found.script, verdict="refuted", reason=reason),
             )
     if exact:
-        claims, verdict, reason = _ran(exact_run(program, source), claims, verdict, reason)
+        claims, verdict, reason = ran(exact_run(program, source), claims, verdict, reason)
     used = {name: versions()[name] for name in solvers}
     ranges = tuple((str(s.name), s.lo, s.hi) for s in program.symbols)
     same = bool(steps) and not any(s.line < 0 for s in steps) and "def region_" not in source
@@ -118,11 +118,12 @@ def claims_of(
     seconds: float,
     checked: tuple[tuple[str, str], ...] = (),
     over: str = "all part sizes",
+    more: tuple[laws.Law, ...] = (),
 ) -> tuple[Claim, ...]:
-    """All claims of a proof: lemmas, integer and condition texts as the solvers answer them, what
-    was `checked` (kind, text) by going through all elements, and the steps."""
+    """All claims of a proof: laws (with `more`), integer and condition texts as the solvers answer
+    them, what was `checked` (kind, text) by going through all elements, and the steps."""
     made: list[Claim] = []
-    for law in laws.LAWS:
+    for law in (*laws.LAWS, *more):
         for k, text in enumerate(law.obligations):
             made.append(Claim(f"law:{law.name}:{k}", "law", law.statement, "induction", text))
         if law.axiom:
@@ -159,7 +160,7 @@ def claims_of(
     return tuple(made)
 
 
-def _ran(
+def ran(
     run: ExactRun, claims: tuple[Claim, ...], verdict: Any, reason: str
 ) -> tuple[tuple[Claim, ...], Any, str]:
     """The claims with an exact run's; a run that differs refutes."""

@@ -11,6 +11,7 @@ from quire.verify.meaning import (  # noqa: F401  (they fill the table)
     create,
     gather,
     join,
+    loss,
     normalise,
     pointwise,
     reduce,

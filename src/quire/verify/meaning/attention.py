@@ -26,7 +26,7 @@ def sdpa(
     if dropout_p:
         raise NoMeaning("attention with dropout")
     if enable_gqa:
-        key, value = _per_head(key, query), _per_head(value, query)
+        key, value = per_head(key, query), per_head(value, query)
     lead = "ABCDEF"[: query.ndim - 2]
     width = query.shape[-1].constant
     if scale is None:
@@ -44,7 +44,8 @@ def sdpa(
             return t.ite(t.ge(idx[-2] + first - idx[-1]), plain.at(idx), t.NINF)
 
         scores = build(plain.shape, plain.dtype, element)
-    return contract(f"{lead}mn,{lead}nk->{lead}mk", softmax(scores, -1), value)
+    out = contract(f"{lead}mn,{lead}nk->{lead}mk", softmax(scores, -1), value)
+    return Value(out.shape, query.dtype, out.scalar)
 
 
 def additive(mask: Value) -> Value:
@@ -54,7 +55,7 @@ def additive(mask: Value) -> Value:
     return build(mask.shape, torch.float32, lambda idx: t.ite(mask.at(idx), t.ZERO_, t.NINF))
 
 
-def _per_head(x: Value, query: Value) -> Value:
+def per_head(x: Value, query: Value) -> Value:
     """Keys or values for each query head: head h reads h div group."""
     if x.shape[-3] is query.shape[-3]:
         return x

@@ -1,0 +1,1 @@
+"""Sharded programs: that what each rank runs is the model."""

@@ -1,0 +1,292 @@
+"""The text that a rank runs, read statement by statement and proved to hold the model's tensors.
+
+Every function of the module tree is run from the root's `forward` with this rank's tensors. What a
+statement makes is compared with the model's tensor of that name by the relation the hint for it
+says: the whole tensor, or this rank's rows of it. Where that is shown both go on from a tensor
+known by name only. Hints and names are not trusted: a wrong one leaves the tensor as it is, and the
+outputs are compared in any case.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from quire.verify.compare import closed, differ
+from quire.verify.original import Original
+from quire.verify.poly import ZERO, variable
+from quire.verify.same import same
+from quire.verify.shard.attend import Attention, Groups, ranked_value
+from quire.verify.shard.hooks import Ranks
+from quire.verify.shard.order import Mesh
+from quire.verify.shard.task import Hint, Task
+from quire.verify.shard.tensor import EXPECTED, Local, Namespace, Torch
+from quire.verify.steps import Step
+from quire.verify.structure import walk
+from quire.verify.value import NoMeaning, NotShown, Value, indices
+
+WRONG = 3
+"""Statements that may make another tensor than the model's of that name before the proof is given
+up: from there on terms grow."""
+
+
+class Applied:
+    """Runs the functions against the model as captured."""
+
+    def __init__(self, task: Task) -> None:
+        program, names, ranks = task.program, task.names, task.ranks
+        self.program, self.hints, self.outputs = program, task.hints, task.outputs
+        self.original = Original(program)
+        self.mesh = Mesh(ranks)
+        self.hooks = Ranks(self.mesh)
+        self.cuts: dict[fx.Node, Value] = {}
+        self.parts: dict[int, tuple[fx.Node, Hint, Value]] = {}
+        """This rank's part of each tensor that is known by name, by its `id`."""
+        self.steps: list[Step] = []
+        self.proved: dict[Any, Any] = {}
+        self.shared = 0
+        self.functions = {(s.module, s.call): ast.parse(s.text).body[0] for s in task.sources}
+        targets = {name: t for t, many in names.items() for name in many}
+        nodes = {i.target: i.node for i in program.inputs}
+        self.state = {name: nodes[t] for name, t in targets.items() if t in nodes}
+        self.weights: dict[fx.Node, Local] = {}
+        self.attention = Attention(self.hooks)
+        self.scope: dict[str, Any] = {
+            "aten": Namespace(torch.ops.aten), "torch": Torch(), "ranks": self.hooks,
+            "attention": self.attention, "GROUP": "GROUP", "GROUPS": Groups(),
+            "device": lambda *_, **__: "device", "float": float, "__builtins__": {},
+        }  # fmt: skip
+
+    def run(self) -> list[Step]:
+        users = [i.node for i in self.program.inputs if i.kind == "user"]
+        given = [Local(self._known(n, None, self.original.cut(n))) for n in users]
+        made = self.call("", 0, given)
+        if not isinstance(made, tuple) or len(made) != len(self.program.outputs):
+            raise NoMeaning("results of another number than the model's")
+        for k, (got, out, at) in enumerate(
+            zip(made, self.program.outputs, self.outputs, strict=True)
+        ):
+            label = f"output {k}" + ("" if at is None else f", rows of dim {at.dim},")
+            if not isinstance(out, fx.Node):
+                same_ = got is out or (not isinstance(got, Local) and got == out)
+                self.steps.append(Step(0, label, "equal" if same_ else "differs"))
+                continue
+            why = self._differs(got, out, at)[0]
+            self.steps.append(Step(0, label, "differs" if why else "equal", why))
+        return self.steps
+
+    def call(self, module: str, number: int, given: Sequence[Any]) -> Any:
+        """A module's function on tensors of this rank."""
+        if (module, number) not in self.functions:
+            raise NoMeaning(f"call {number} of {module}")
+        function = self.functions[module, number]
+        assert isinstance(function, ast.FunctionDef)
+        wanted = [a.arg for a in function.args.args][1:]
+        if len(wanted) != len(given):
+            raise NoMeaning(f"{module} called with {len(given)} tensors, and not {len(wanted)}")
+        scope = {**self.scope, "self": Tree(self, module), **dict(zip(wanted, given, strict=True))}
+        for statement in function.body:
+            if isinstance(statement, ast.Return):
+                assert statement.value is not None
+                return _eval(statement.value, scope)
+            if isinstance(statement, ast.Delete):
+                for target in statement.targets:
+                    scope.pop(ast.unparse(target))
+            elif isinstance(statement, ast.Assign | ast.Expr):
+                self._statement(statement, scope, module)
+            else:
+                raise NoMeaning(f"the statement {ast.unparse(statement)}")
+        return None
+
+    def weight(self, name: str) -> Local:
+        node = self.state[name]
+        if node not in self.weights:
+            self.weights[node] = Local(self._known(node, None, self.original.cut(node)))
+        return self.weights[node]
+
+    def _known(self, node: fx.Node, at: Hint, whole: Value) -> Value:
+        part = whole if at is None else self.mesh.seen(at, whole)
+        self.parts[id(part)] = node, at, part
+        return part
+
+    # --- one statement ------------------------------------------------------------------------
+
+    def _statement(self, statement: ast.stmt, scope: dict[str, Any], module: str) -> None:
+        value = statement.value  # type: ignore[attr-defined]
+        names = [n.id for t in getattr(statement, "targets", []) for n in _names(t)]
+        calls = any(isinstance(n, ast.Name) and n.id == "self" for n in ast.walk(value))
+        text = ast.unparse(statement)
+        inner = calls and isinstance(value, ast.Call) and "self" in ast.unparse(value.func)
+        node = self.original.nodes.get(names[0]) if len(names) == 1 and not inner else None
+        key = None if node is None else self._signature(value, node, scope)
+        if key is not None and node is not None and key in self.proved:
+            at = self.hints.get(node.name)
+            scope[names[0]] = Local(self._cut(node, at, self.original.cut(node)))
+            self.shared += 1
+            return
+        infos = self.program.infos.get(node, ()) if node is not None else ()
+        facts = [([self.original.sizes(s) for s in i.shape], i.dtype) for i in infos]
+        EXPECTED.append((str(node.target) if node is not None else "", facts))
+        try:
+            made = _eval(value, scope)
+        except (NoMeaning, NotShown) as error:
+            raise type(error)(f"{module or 'the root'}: {text}: {error}") from error
+        finally:
+            EXPECTED.pop()
+        if len(names) == 1:
+            scope[names[0]] = made
+        else:
+            if not isinstance(made, tuple) or len(made) != len(names):
+                raise NoMeaning(f"{text}: {len(names)} names for other results")
+            scope.update(zip(names, made, strict=True))
+        if inner:
+            return
+        for name in names:
+            self._learn(name, scope, f"{module}: {text}", key)
+
+    def _learn(self, name: str, scope: dict[str, Any], text: str, key: Any) -> None:
+        node, made = self.original.nodes.get(name), scope[name]
+        if node is None or not isinstance(made, Local) or len(self.program.infos[node]) != 1:
+            return
+        at = self.hints.get(name)
+        try:
+            why, want = self._differs(made, node, at)
+        except (NoMeaning, NotShown) as error:
+            self.steps.append(Step(1, f"{name}: {text}", "unknown", str(error)))
+            return
+        if why:
+            self.steps.append(Step(1, f"{name}: {text}", "differs", why))
+            wrong = [s for s in self.steps if s.verdict != "equal"]
+            if len(wrong) > WRONG:
+                raise NotShown(f"{wrong[0].text}: {wrong[0].reason}")
+            return
+        self.steps.append(Step(1, f"{name}: {text}", "equal"))
+        small = closed(want.scalar)
+        scope[name] = Local(self._cut(node, at, want if small else self.original.cut(node)))
+        if key is not None and not small:
+            self.proved[key] = None
+
+    def _cut(self, node: fx.Node, at: Hint, whole: Value) -> Value:
+        self.cuts[node] = whole
+        return self._known(node, at, whole)
+
+    def _differs(self, got: Any, node: fx.Node, at: Hint) -> tuple[str, Value]:
+        """Why `got` is not, for all that is shown, this rank's part of what `node` is."""
+        want = self.original.value(node, self.cuts, {})
+        if not isinstance(got, Local):
+            return f"{got} is no tensor", want
+        value = got.value
+        if at is None:
+            if ranked_value(value):
+                return "other on each rank", want
+            return differ(value, want), want
+        if value.ndim != want.ndim or value.dtype != want.dtype:
+            return f"of {value.ndim} dims, {value.dtype}", want
+        for d, (a, b) in enumerate(zip(value.shape, want.shape, strict=True)):
+            fits = (at.local, at.whole) if d == at.dim else (a.constant, a.constant)
+            if (a.constant, b.constant) != fits:
+                return f"of shape {value.shape} of {want.shape}", want
+        o = variable("o", [0], [at.outer - 1]) if at.outer > 1 else ZERO
+        q = variable("q", [0], [at.order.size - 1])
+        e = variable("e", [0], [at.scale - 1]) if at.scale > 1 else ZERO
+        idx = indices(want.shape)
+        there = [*idx[: at.dim], (o * at.order.size + q) * at.scale + e, *idx[at.dim + 1 :]]
+        mine = self.mesh.element(at, value, idx, o, q, e)
+        whole = want.at(there)
+        if same(mine, whole):
+            return "", want
+        return f"\n     is {mine}\n not {whole}"[:2000], want
+
+    # --- equal structure ----------------------------------------------------------------------
+
+    def _signature(self, value: ast.expr, node: fx.Node, scope: dict[str, Any]) -> Any:
+        """Equal for statements that are proved alike: the text, what its variables hold and what
+        it must equal, tensors known by name numbered in order."""
+        order: dict[str, int] = {}
+        held: list[Any] = []
+        shown = _Shown(self, scope, order, held)
+        try:
+            text = ast.unparse(shown.visit(ast.parse(ast.unparse(value), mode="eval").body))
+            local: dict[fx.Node, int] = {}
+            rows: list[Any] = []
+            walk(node, self.original, self.cuts, order, local, rows)
+        except NoMeaning:
+            return None
+        return text, tuple(held), tuple(rows), self.hints.get(node.name)
+
+
+class _Shown(ast.NodeTransformer):
+    """A statement's variables and weights by what they hold."""
+
+    def __init__(
+        self, applied: Applied, scope: dict[str, Any], order: dict[str, int], held: list[Any]
+    ) -> None:
+        self.applied, self.scope, self.order, self.held = applied, scope, order, held
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        x = self.scope.get(node.id)
+        if isinstance(x, Local):
+            return self._tensor(x)
+        if node.id != "self" and (x is None or x is not self.applied.scope.get(node.id)):
+            raise NoMeaning(f"{node.id}, which is no tensor")
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        text = ast.unparse(node)
+        if text.startswith("self."):
+            x = _eval(node, self.scope)
+            if isinstance(x, Local):
+                return self._tensor(x)
+        return self.generic_visit(node)
+
+    def _tensor(self, x: Local) -> ast.AST:
+        known = self.applied.parts.get(id(x.value))
+        if known is None:
+            self.held.append((x.value.shape, x.value.dtype, x.value.scalar))
+        else:
+            node, at, _ = known
+            whole = self.applied.cuts.get(node) or self.applied.original.cut(node)
+            if whole.name is None:
+                self.held.append((at, whole.shape, whole.scalar))
+            else:
+                number = self.order.setdefault(whole.name, len(self.order))
+                self.held.append((number, at, whole.shape, whole.dtype))
+        return ast.Name(f"v{len(self.held)}", ast.Load())
+
+
+class Tree:
+    """`self`: a module by its path. Its parameters are tensors, its submodules can be called."""
+
+    def __init__(self, applied: Applied, path: str) -> None:
+        self._applied, self._path = applied, path
+
+    def _at(self, name: str) -> Any:
+        path = f"{self._path}.{name}".strip(".")
+        if path in self._applied.state:
+            return self._applied.weight(path)
+        return Tree(self._applied, path)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._at(name)
+
+    def __getitem__(self, at: int) -> Any:
+        return self._at(str(at))
+
+    def __call__(self, *given: Any, quire_call: int = 0) -> Any:
+        return self._applied.call(self._path, quire_call, given)
+
+
+def _names(target: ast.expr) -> list[ast.Name]:
+    if isinstance(target, ast.Name):
+        return [target]
+    if isinstance(target, ast.Tuple) and all(isinstance(e, ast.Name) for e in target.elts):
+        return list(target.elts)  # type: ignore[arg-type]
+    raise NoMeaning(f"an assignment to {ast.unparse(target)}")
+
+
+def _eval(value: ast.expr, scope: dict[str, Any]) -> Any:
+    return eval(compile(ast.Expression(value), "<rank>", "eval"), scope)

@@ -1,0 +1,66 @@
+"""What the proof of a sharded program rests on beside `verify.laws`: lemmas and axioms by name."""
+
+from __future__ import annotations
+
+from quire.verify.laws import Law, integer, real
+
+_OFFSETS = ["(>= c 1)", "(>= o 0)", "(< o c)", "(>= u 0)", "(< u c)"]
+
+SHARD_LAWS = (
+    Law(
+        "places",
+        "the place of a row is one-to-one onto the padded sequence, for every length and rank: "
+        "the blocks m and 2R−1−m of the R members are all blocks, each once, and k·c + o = k'·c + "
+        "u with offsets below c only for k = k', o = u",
+        (
+            integer("c d o u", [*_OFFSETS, "(>= d 1)"], "(not (= (* d c) (- u o)))"),
+            integer(
+                "r m n",
+                ["(>= m 0)", "(< m r)", "(>= n 0)", "(< n r)"],
+                "(not (= m (- (- (* 2 r) 1) n)))",
+            ),
+            integer(
+                "c d o",
+                ["(>= c 1)", "(>= o 0)", "(< o c)", "(>= d 0)"],
+                "(>= (- (+ (* d c) (- c 1)) o) 0)",
+            ),
+        ),
+    ),
+    Law(
+        "rank-sum",
+        "Σ over ranks of Σ over their rows of f(place) = Σ over the sequence of f, if f is 0 past "
+        "its end: a sum does not depend on the order of its terms, by induction over places",
+        (
+            real("s a b", [], "(= (+ (+ s a) b) (+ (+ s b) a))"),
+            real("s z", ["(= z 0.0)"], "(= (+ s z) s)"),
+        ),
+    ),
+    Law(
+        "replica-sum",
+        "the sum over P ranks of what is the same on each is P times it",
+        (real("p s x t", ["(= s (* p x))", "(= t (+ s x))"], "(= t (* (+ p 1.0) x))"),),
+    ),
+    Law(
+        "gradient-mean",
+        "each rank's result is L(θ₁ … θ_P) with L(θ … θ) the model's loss: by the chain rule the "
+        "ranks' gradients g_r, taken as if the loss were the sum of all P results, add up to P "
+        "times the model's, and their mean is the model's",
+        (real("p s g m", ["(> p 0.0)", "(= s (* p g))", "(= (* m p) s)"], "(= m g)"),),
+    ),
+    Law(
+        "hooks",
+        "ranks.… and ring_attention, the kernel of one attention with its hops, compute what "
+        "runtime/collectives.py and runtime/ring_attention.py say they compute",
+    ),
+    Law(
+        "transpose",
+        "the registered backward of a collective is its transpose: all-to-all ↔ all-to-all, "
+        "all-gather ↔ reduce-scatter, all-reduce ↔ all-reduce, my_rows ↔ place_rows, take_rows ↔ "
+        "put_rows, fill_rows ↔ fill_rows with 0",
+    ),
+    Law(
+        "attention-backward",
+        "the registered backward of ring_attention is the derivative of what it computes",
+    ),
+    Law("autograd", "torch's backward of an ATen op is the derivative of what it computes"),
+)

@@ -1,0 +1,173 @@
+"""Where a rank's rows lie in the sequence, for a rank that is not known.
+
+`order = R` of P ranks cuts the sequence into 2R blocks of c rows; member m of R holds the blocks m
+and 2R−1−m and shares them evenly among its P/R ranks. Ranks' rows laid end to end are `flat`:
+row i of rank r is r·n + i, n rows each.
+
+    place(flat) = m·c + f  if f < c  else  (2R−1−m)·c + f − c,   m, f = divmod(flat, 2c)
+
+`place` is one-to-one onto the padded sequence (lemma `places`). It stays a call of its own, so
+that a tensor told by it alone can be read at any place, whatever rank holds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from quire.verify import term as t
+from quire.verify.decide import divmod_, prove
+from quire.verify.poly import REBUILD, ZERO, Atom, Poly, atom_of, call, poly, substitute, variable
+from quire.verify.value import NotShown, Value, build, require
+
+RANK = "rank"
+
+
+@attrs.frozen
+class Order:
+    """`size` rows over `ranks` ranks, zigzag over `ring` of them. Written from the text above,
+    apart from the runtime's own table, which is compared with it."""
+
+    size: int
+    ranks: int
+    ring: int = 1
+
+    @property
+    def block(self) -> int:
+        """Rows c of a block: the fewest such that 2R blocks hold the sequence and a member's two
+        divide evenly. In the plain order one rank's rows."""
+        if self.ring == 1:
+            return -(-self.size // self.ranks)
+        share, least = self.ranks // self.ring, -(-self.size // (2 * self.ring))
+        return next(c for c in range(least, least + share + 1) if 2 * c % share == 0)
+
+    @property
+    def rows(self) -> int:
+        """Rows n of each rank, padding included."""
+        return self.block if self.ring == 1 else 2 * self.block // (self.ranks // self.ring)
+
+    @property
+    def padded(self) -> int:
+        return self.rows * self.ranks
+
+    def at(self, flat: int) -> int:
+        """The place of one row."""
+        if self.ring == 1:
+            return flat
+        m, f = divmod(flat, 2 * self.block)
+        c = self.block
+        return m * c + f if f < c else (2 * self.ring - 1 - m) * c + f - c
+
+
+def ranked(x: Any) -> bool:
+    """Whether `x`, a term or polynomial, depends on the rank."""
+    return any(a.kind == "var" and a.name == RANK for a in x.free)
+
+
+def place(order: Order, flat: Poly) -> Poly:
+    """The place in the sequence of row `flat` of all ranks' rows."""
+    if not ranked(flat):
+        if order.ring == 1:
+            return flat
+        c = order.block
+        m, f = divmod_(flat, 2 * c)
+        if prove(poly(c - 1) - f, why="first block of a member"):
+            return m * c + f
+        if prove(f - c, why="second block of a member"):
+            return (poly(2 * order.ring - 1) - m) * c + f - c
+    found = call("place", poly(order.size), poly(order.ranks), poly(order.ring), flat)
+    x = atom_of(found)
+    if not x.upper:
+        x.lower, x.upper = [ZERO], [poly(order.padded - 1)]
+    return found
+
+
+def _again(x: Atom, to: Any) -> Poly:
+    size, ranks, ring, flat = x.args
+    order = Order(size.constant, ranks.constant, ring.constant)
+    return place(order, substitute(flat, to))
+
+
+REBUILD["place"] = _again
+
+
+@attrs.frozen
+class Place:
+    """How a rank's tensor lies in the whole one: dim `dim` holds `outer` blocks of the sequence's
+    rows, `scale` elements each."""
+
+    dim: int
+    order: Order
+    outer: int = 1
+    scale: int = 1
+
+    @property
+    def local(self) -> int:
+        return self.outer * self.order.rows * self.scale
+
+    @property
+    def whole(self) -> int:
+        return self.outer * self.order.size * self.scale
+
+
+class Mesh:
+    """One symbolic rank of P: every proof makes its own."""
+
+    def __init__(self, ranks: int, rank: Poly | None = None) -> None:
+        self.ranks = ranks
+        self.rank = variable(RANK, [0], [ranks - 1]) if rank is None else rank
+
+    def flat(self, order: Order, row: Poly) -> Poly:
+        """Row `row` of this rank among all ranks' rows. The one row of a dim of size 1 is 0."""
+        return self.rank * order.rows + (row if order.rows > 1 else ZERO)
+
+    def seen(self, at: Place, whole: Value) -> Value:
+        """This rank's rows of `whole`; what its padding rows hold is not known, and told by the
+        places past the end."""
+        require(whole.shape[at.dim].constant == at.whole, f"{whole.shape[at.dim]} rows")
+        shape = list(whole.shape)
+        shape[at.dim] = poly(at.local)
+
+        def element(idx: list[Poly]) -> Any:
+            o, i, e = parts(idx[at.dim], at)
+            p = place(at.order, self.flat(at.order, i))
+            there = (o * at.order.size + p) * at.scale + e
+            return whole.at([*idx[: at.dim], there, *idx[at.dim + 1 :]])
+
+        return build(shape, whole.dtype, element)
+
+    def element(self, at: Place, local: Value, idx: list[Poly], o: Poly, q: Poly, e: Poly) -> Any:
+        """The element of the whole tensor that `local` is this rank's part of, at place `q`.
+
+        Raises NotShown if it is told by more than its place.
+        """
+        require(local.shape[at.dim].constant == at.local, f"{local.shape[at.dim]} rows of a rank")
+        i = variable("i", [0], [at.order.rows - 1]) if at.order.rows > 1 else ZERO
+        there = (o * at.order.rows + i) * at.scale + e
+        found = local.at([*idx[: at.dim], there, *idx[at.dim + 1 :]])
+        return self.read(found, at.order, i, q)
+
+    def read(self, found: Any, order: Order, i: Poly, q: Poly) -> Any:
+        """`found`, told by the place of row `i` alone, at place `q`."""
+        here = atom_of(place(order, self.flat(order, i)))
+        moved = t.substitute(found, {here: q})
+        if ranked(moved) or (i is not ZERO and atom_of(i) in moved.free):
+            raise NotShown("a row that is not told by its place alone")
+        return moved
+
+
+def parts(at: Poly, where: Place) -> tuple[Poly, Poly, Poly]:
+    """An index of the dim as block, row and element."""
+    rows, e = divmod_(at, where.scale)
+    if where.outer == 1:
+        return ZERO, rows, e
+    o, i = divmod_(rows, where.order.rows)
+    return o, i, e
+
+
+def edges(first: int, count: int, block: int) -> list[int]:
+    """Where in `[first, first + count)` a block begins, from `first`. Within a block places go up
+    by one, so that both ends of each piece tell the rest."""
+    start = -(-first // block) * block
+    return [e - first for e in range(start, first + count, block)]

@@ -1,0 +1,86 @@
+"""Sums over the ranks of what each rank has summed over its own rows.
+
+    Σ_r Σ_{i<n} f(place(r·n + i)) = Σ_{q<S} f(q)    if f is 0 at places from S on
+
+by lemma `places`: ranks' rows are the padded sequence, each place once. What does not depend on
+the rank is taken P times.
+"""
+
+from __future__ import annotations
+
+from quire.verify import term as t
+from quire.verify.decide import divmod_
+from quire.verify.poly import ZERO, Atom, Poly, atom_of, bound, poly, variable
+from quire.verify.shard.order import Mesh, Order, ranked
+from quire.verify.term import Term
+from quire.verify.value import NotShown
+
+
+def sum_ranks(x: Term, mesh: Mesh) -> Term:
+    """Σ_r x(r). Raises NotShown for what is no sum over rows."""
+    if not ranked(x):
+        return t.mul((t.const(mesh.ranks), 1), (x, 1))
+    if x.op == "add":
+        return t.add(*((c, sum_ranks(y, mesh)) for c, y in t.addends(x)))
+    if x.op == "mul":
+        factors = x.args[1]
+        own = [f for f in factors if ranked(f[0])]
+        rest = [f for f in factors if not ranked(f[0])]
+        if len(own) == 1 and own[0][1] == 1 and (rest or x.args[0] != 1):
+            return t.mul((t.const(x.args[0]), 1), *rest, (sum_ranks(own[0][0], mesh), 1))
+    if x.op == "sum":
+        return _rows(x, mesh)
+    for order in _orders(x, atom_of(mesh.rank)):
+        if order.rows == 1 and _silent(x, order, ZERO, mesh):
+            return _whole(x, order, ZERO, ZERO, 1, mesh)
+    raise NotShown(f"a sum over ranks of what is no sum over rows: {x}"[:300])
+
+
+def _rows(x: Term, mesh: Mesh) -> Term:
+    size, body = x.args
+    j = variable("t", [0], [size - 1])
+    body = t.substitute(body, {atom_of(bound(x.height, size)): j})
+    # With one row on each rank it is the rank that tells the place.
+    alone = [o for o in _orders(body, atom_of(mesh.rank)) if o.rows == 1]
+    orders = _orders(body, atom_of(j)) or alone
+    if not orders:
+        return t.bind("sum", size, sum_ranks(body, mesh), j)
+    for order in orders:
+        n = size.constant
+        if n is None or n % order.rows:
+            continue
+        outer = n // order.rows
+        o = variable("o", [0], [outer - 1]) if outer > 1 else ZERO
+        i = variable("i", [0], [order.rows - 1]) if order.rows > 1 else ZERO
+        here = t.substitute(body, {atom_of(j): o * order.rows + i})
+        if _silent(here, order, i, mesh):
+            return _whole(here, order, o, i, outer, mesh)
+    raise NotShown(f"a sum over ranks whose padding counts, or of rows out of order: {x}"[:400])
+
+
+def _orders(body: Term, j: Atom) -> list[Order]:
+    """The orders of the rows that `body` reads by `j`."""
+    found = {}
+    for a in body.free:
+        if a.kind == "place" and j in a.free:
+            size, ranks, ring, _ = (p.constant for p in a.args)
+            found[Order(size, ranks, ring)] = None  # type: ignore[arg-type]
+    return sorted(found, key=lambda o: (o.size, o.ring))
+
+
+def _silent(here: Term, order: Order, i: Poly, mesh: Mesh) -> bool:
+    """Whether rows past the end of the sequence add nothing."""
+    if order.padded == order.size:
+        return True
+    past = variable("past", [order.size], [order.padded - 1])
+    return mesh.read(here, order, i, past) is t.ZERO_
+
+
+def _whole(here: Term, order: Order, o: Poly, i: Poly, outer: int, mesh: Mesh) -> Term:
+    every = poly(outer * order.size)
+    k = variable("t", [0], [every - 1])
+    block, q = divmod_(k, order.size) if outer > 1 else (ZERO, k)
+    moved = mesh.read(here, order, i, q)
+    if outer > 1:
+        moved = t.substitute(moved, {atom_of(o): block})
+    return t.bind("sum", every, moved, k)

@@ -1,0 +1,112 @@
+"""Sharded programs are proved, on any rank, and what is not shown is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+from torch import nn
+
+import quire
+from quire.shard_proof import hooks
+from quire.verify.certificate import verify
+from quire.verify.prove import reset
+from quire.verify.shard.applied import Applied
+from quire.verify.shard.prove import prove_task
+from tests.verify.shard.cases import sharded
+
+WAYS = ("ulysses", "ring", "gathered", "hybrid")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_llama_is_proved_at_a_length_that_the_ranks_do_not_divide(way: str) -> None:
+    found = prove_task(sharded("llama", 13, 4, way), hooks())
+    assert found.verdict == "proved", found.reason
+    assert {c.kind for c in found.claims} >= {"mesh", "gradient", "equality", "law", "axiom"}
+    outputs = [c.text for c in found.claims if c.text.startswith("output")]
+    assert ["rows of dim 1" in text for text in outputs] == [False, True]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", "bert", "vit"])
+@pytest.mark.parametrize("way", ["ring", "ulysses"])
+def test_other_families_are_proved(family: str, way: str) -> None:
+    """Sliding windows, padding masks, whole masks, a class token."""
+    found = prove_task(sharded(family, 13, 4, way), hooks())
+    assert found.verdict == "proved", found.reason
+
+
+def test_packed_documents_are_proved() -> None:
+    found = prove_task(sharded("llama", 13, 2, "ring", packed=True), hooks())
+    assert found.verdict == "proved", found.reason
+
+
+@pytest.mark.parametrize("ranks", [2, 8, 64])
+def test_more_ranks_take_no_more_proof(ranks: int) -> None:
+    found = prove_task(sharded("gpt2", 13, ranks, "ulysses"), hooks())
+    assert found.verdict == "proved", found.reason
+
+
+def test_a_mixture_of_experts_is_unknown() -> None:
+    found = prove_task(sharded("mixtral", 13, 4), hooks(), refute=False)
+    assert found.verdict == "unknown"
+    assert "experts" in found.reason
+
+
+def test_the_file_is_checked_again_by_both_solvers(tmp_path: Path) -> None:
+    found = prove_task(sharded("gpt2", 13, 4, "ring"), hooks())
+    again = verify(found.save(tmp_path / "gpt2.cert"), solver="both")
+    assert again.verdict == "proved", again.reason
+    assert set(again.solvers) == {"z3", "cvc5"}
+    assert "gradients equal on every rank" in again.about
+
+
+def test_equal_layers_are_proved_once() -> None:
+    """The second layer's statements are found to be those of the first."""
+    reset()
+    applied = Applied(sharded("llama", 13, 4, "ring"))
+    applied.run()
+    assert applied.shared > 25
+
+
+def test_a_wrong_hint_proves_nothing_wrong() -> None:
+    """Hints that call every tensor whole: the outputs are compared in any case."""
+    honest = sharded("gpt2", 13, 4, "ring")
+    found = prove_task(attrs.evolve(honest, hints={}), hooks(), refute=False)
+    assert found.verdict == "unknown"
+
+
+def test_a_table_of_rows_that_is_another_is_not_proved() -> None:
+    own = hooks()
+
+    def shifted(size: int, ranks: int, ring: int) -> list[list[tuple[int, int, int]]]:
+        rows = [list(r) for r in own.runs(size, ranks, ring)]
+        return [rows[-1], *rows[:-1]]
+
+    found = prove_task(sharded("gpt2", 13, 4, "ring"), attrs.evolve(own, runs=shifted))
+    assert found.verdict == "unknown"
+    assert "row" in found.reason
+
+
+class Tokenwise(nn.Module):
+    """Two layers for each token after one attention, and a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        scores = self.down(torch.tanh(self.up(mixed.transpose(1, 2).flatten(2))))
+        return nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten())
+
+
+def test_without_ranks_or_devices() -> None:
+    batch = (torch.randn(2, 11, 8), torch.randint(5, (2, 11)))
+    found = quire.prove_shard(Tokenwise(), batch, ranks=4, ways=["hybrid"], exact=True)
+    assert found.verdict == "proved", found.reason
+    (run,) = [c for c in found.claims if c.kind == "exact run"]
+    assert run.text.startswith("equal")

@@ -1,0 +1,192 @@
+"""Wrong sharded programs: lies told about the text that ranks run, and about the runtime."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+
+from quire.verify.shard.order import Order, Place
+from quire.verify.shard.prove import prove_task
+from quire.verify.shard.task import Hooks, Source, Task
+from tools.mutate_runtime import RUNTIME
+
+
+@attrs.frozen(eq=False)
+class Lie:
+    """`kind` of lie, `what` was changed, and the task and runtime that tell it. `exact`: it is told
+    by the runtime, whose text only a run sees."""
+
+    kind: str
+    what: str
+    task: Task
+    hooks: Hooks
+    exact: bool = False
+
+
+def lies(task: Task, hooks: Hooks) -> Iterator[Lie]:
+    """Every lie there is about a task, in the order of its lines, then those of the runtime."""
+    for k, source in enumerate(task.sources):
+        rows = source.text.splitlines()
+        for n, row in enumerate(rows):
+            for kind, new in _of_row(row, task):
+                text = "\n".join([*rows[:n], new, *rows[n + 1 :]]) + "\n"
+                sources = list(task.sources)
+                sources[k] = Source(source.module, source.call, text)
+                told = attrs.evolve(task, sources=tuple(sources))
+                yield Lie(kind, f"{source.module}: {row.strip()} → {new.strip()}", told, hooks)
+    text = "\n".join(source.text for source in task.sources)
+    for lie in RUNTIME:
+        if lie.ways is None or any(f"attention.{way}(" in text for way in lie.ways):
+            yield Lie(lie.kind, f"{lie.file}: {lie.new}", task, lie.told(hooks), exact=True)
+
+
+def judge(lie: Lie) -> str:
+    """ "unknown" or "refuted" as the prover says; of what it proves, "equivalent" if a run in the
+    finite field finds no difference, "fails" if it raises, else "ACCEPTED", which is a failure."""
+    found = prove_task(lie.task, lie.hooks, exact=lie.exact, refute=False)
+    if found.verdict != "proved":
+        return found.verdict
+    if not lie.exact:
+        found = prove_task(lie.task, lie.hooks, exact=True)
+    (run,) = [c for c in found.claims if c.kind == "exact run"]
+    if "ranks fail" in run.text:
+        return "fails"
+    return "equivalent" if run.text.startswith("equal") else "ACCEPTED"
+
+
+_CALL = re.compile(r"^(\s*)(\w+) = (ranks|attention)\.(\w+)\((.*)\)(\S*)$")
+
+
+def _of_row(row: str, task: Task) -> Iterator[tuple[str, str]]:
+    found = _CALL.match(row)
+    if found is None:
+        yield from _of_op(row)
+        return
+    space, name, where, function, inner, after = found.groups()
+    args = _split(inner)
+
+    def made(new: list[str], call: str = f"{where}.{function}") -> str:
+        return f"{space}{name} = {call}({', '.join(new)}){after}"
+
+    def put(k: int, text: str) -> list[str]:
+        return [*args[:k], text, *args[k + 1 :]]
+
+    if where == "attention":
+        yield from _of_attention(args, made, put)
+    elif function in ("my_rows", "gather_rows", "fill_rows"):
+        dim, outer, size, ranks, ring = (int(a) for a in args[1:6])
+        order = Order(size, ranks, ring)
+        place = Place(dim, order, outer)
+        if function != "my_rows":
+            yield "missing collective", f"{space}{name} = {args[0]}"
+        elif outer == 1:
+            yield "local rows", f"{space}{name} = {args[0]}.narrow({dim}, 0, {place.local})"
+        yield "dropped tail", made(put(3, str(size - 1)))
+        other = 1 if ring > 1 else ranks
+        yield "wrong order", made(put(5, str(other)))
+        if outer > 1:
+            yield "wrong blocks", made(put(2, "1"))
+        if function != "gather_rows":
+            fill = args[7]
+            yield "padding counts", made(put(7, "0.0" if fill != "0.0" else "1.0"))
+    elif function == "join_sum":
+        yield "missing collective", f"{space}{name} = {args[0]}"
+        yield "wrong scale", made(put(1, "0.5" if args[1] == "1.0" else "1.0"))
+    elif function == "fixed_rows":
+        yield "local rows", made(put(2, str(int(args[2]) + 1)))
+    elif function == "cross_entropy":
+        own = ", ".join(args[:6])
+        local, share = f"aten.cross_entropy_loss.default({own})", 1 / task.ranks
+        value = row.split(" = ", 1)[1]
+        yield "missing collective", f"{space}{name} = {local}"
+        yield "mean of means", f"{space}{name} = ranks.join_sum({local}, {share!r}, GROUP)"
+        yield "wrong scale", f"{space}{name} = aten.mul.Tensor({value}, 2)"
+        yield "wrong scale", f"{space}{name} = aten.div.Tensor({value}, {task.ranks})"
+        yield "wrong scale", made(put(3, "2" if args[3] == "1" else "1"))
+        yield "ignored tokens", made(put(4, "-1"))
+
+
+def _of_attention(args: list[str], made: Any, put: Any) -> Iterator[tuple[str, str]]:
+    for k, arg in enumerate(args):
+        key, _, value = arg.partition("=")
+        if key == "band":
+            left, right = value.strip("()").split(", ")
+            for end in (left, right):
+                if end != "None":
+                    less = str(int(end) - 1)
+                    band = (left, less) if end is right else (less, right)
+                    yield "< for <=", made(put(k, f"band=({band[0]}, {band[1]})"))
+                    more = str(int(end) + 1)
+                    band = (left, more) if end is right else (more, right)
+                    yield "< for <=", made(put(k, f"band=({band[0]}, {band[1]})"))
+            yield "no mask", made(put(k, "band=(None, None)"))
+        if key == "scale":
+            yield "wrong scale", made(put(k, f"scale={float(value) * 2!r}"))
+        if key in ("q_size", "k_size"):
+            yield "dropped tail", made(put(k, f"{key}={int(value) - 1}"))
+        if key == "ring":
+            yield "wrong order", made(put(k, f"ring={1 if value != '1' else 2}"))
+        if key == "rule":
+            for a, b in (
+                ("le.", "lt."),
+                ("ge.", "gt."),
+                ("lt.", "le."),
+                ("eq.", "ne."),
+                ("gt.", "ge."),
+                ("logical_and", "logical_or"),
+                ("bitwise_and", "bitwise_or"),
+            ):
+                if a in value:
+                    yield "< for <=", made(put(k, f"rule={value.replace(a, b, 1)}"))
+        if key in ("ulysses_group", "ring_group"):
+            other = value.replace("ulysses", "x").replace("ring'", "ulysses'").replace("x", "ring")
+            yield "wrong group", made(put(k, f"{key}={other}"))
+    yield "wrong operands", made([args[1], args[0], *args[2:]])
+    yield "wrong operands", made([args[0], args[2], args[1], *args[3:]])
+    if not any(a.startswith("band") for a in args):
+        yield "local mask", made([*args, "band=(None, 0)"])
+
+
+def _of_op(row: str) -> Iterator[tuple[str, str]]:
+    """Heads, positions and labels dealt otherwise by plain ops."""
+    heads = re.match(
+        r"^(\s*\w+ = aten\.reshape\.default\(\w+, )\[(\d+), (\d+), (\d+), (\d+)\]\)$", row
+    )
+    if heads:
+        head, b, s, h, d = heads.groups()
+        if h != d:
+            yield "wrong heads", f"{head}[{b}, {s}, {d}, {h}]).transpose(2, 3)"
+        yield "wrong heads", f"{head}[{b}, {h}, {s}, {d}]).transpose(1, 2)"
+    ranges = re.match(r"^(\s*\w+ = aten\.arange\.default\()(\d+)(.*)$", row)
+    if ranges:
+        head, count, rest = ranges.groups()
+        yield "wrong positions", f"{head}1, {int(count) + 1}{rest}".replace("default", "start")
+    shift = re.match(r"^(\s*)(\w+) = aten\.slice\.Tensor\((\w+), 1, 1, \d+\)$", row)
+    if shift:
+        space, name, x = shift.groups()
+        yield "label shift", f"{space}{name} = {x}.narrow(1, 0, {x}.shape[1] - 1)"
+    weight = re.match(r"^(\s*)(\w+) = self\.(\w+)\((\w+)\)$", row)
+    if weight and weight[3].endswith(("k_proj", "up_proj")):
+        other = {"k_proj": "v_proj", "up_proj": "gate_proj"}[weight[3]]
+        yield "wrong weight", f"{weight[1]}{weight[2]} = self.{other}({weight[4]})"
+
+
+def _split(inner: str) -> list[str]:
+    """Arguments at the outermost level."""
+    found, depth, quote, start = [], 0, "", 0
+    for k, c in enumerate(inner):
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "'\"":
+            quote = c
+        elif c in "([":
+            depth += 1
+        elif c in ")]":
+            depth -= 1
+        elif c == "," and depth == 0:
+            found.append(inner[start:k].strip())
+            start = k + 1
+    return [*found, inner[start:].strip()]

@@ -1,0 +1,58 @@
+"""Lies about sharded programs, and how the prover judges them.
+
+    python tools/mutate_shard_run.py [COUNT] [SEED]
+
+COUNT lies are drawn evenly from small models, all ways of attention and several P. One that the
+prover accepts is run in the finite field, forward and backward: if nothing differs it is
+*equivalent* (such as another filling of rows that nobody reads), else ACCEPTED, a failure. The
+honest programs are proved first.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import random
+import sys
+
+from quire.shard_proof import hooks
+from quire.verify.shard.prove import prove_task
+from tests.verify.shard.cases import sharded
+from tools.mutate_shard import Lie, judge, lies
+
+CASES = (
+    ("llama", 4, "ulysses"), ("llama", 4, "ring"), ("llama", 4, "gathered"), ("llama", 4, "hybrid"),
+    ("llama", 8, "hybrid"), ("llama", 2, "ring"), ("qwen3", 4, "ring"), ("qwen3", 4, "ulysses"),
+    ("bert", 4, "ring"), ("bert", 4, "ulysses"), ("gpt2", 8, "ring"), ("gpt2", 4, "gathered"),
+)  # fmt: skip
+SIZE = 13
+
+
+def main(count: int = 200, seed: int = 0) -> int:
+    drawn: list[list[Lie]] = []
+    for family, ranks, way in CASES:
+        task = sharded(family, SIZE, ranks, way)
+        found = prove_task(task, hooks(), exact=True)
+        print(f"{family}, {ranks} ranks, {way}: {found.verdict} {found.reason}", flush=True)
+        if found.verdict != "proved":
+            return 1
+        made = list(lies(task, hooks()))
+        random.Random(f"{seed} {family} {ranks} {way}").shuffle(made)
+        drawn.append(made)
+    turns = [lie for row in itertools.zip_longest(*drawn) for lie in row if lie is not None]
+    tables: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for lie in turns[:count]:
+        answer = judge(lie)
+        tables[lie.kind][answer] += 1
+        if answer in ("equivalent", "ACCEPTED"):
+            print(f"{answer}: {lie.kind}: {lie.what}", flush=True)
+    total: collections.Counter[str] = collections.Counter()
+    for kind, answers in sorted(tables.items()):
+        total += answers
+        print(f"{kind:20} {dict(answers)}")
+    print(f"{sum(total.values())} lies: {dict(total)}")
+    return 1 if total["ACCEPTED"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))
