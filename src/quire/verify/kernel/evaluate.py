@@ -27,7 +27,7 @@ from quire.verify.kernel.source import (
     Return,
     Unary,
 )
-from quire.verify.poly import ONE, ZERO, Poly, atom_of, poly, variable
+from quire.verify.poly import ONE, ZERO, Poly, atom_of, poly, single, variable
 from quire.verify.term import Term
 from quire.verify.value import NoMeaning, NotShown, as_bool, as_int, as_real
 
@@ -263,6 +263,8 @@ class Evaluator:
             case Apply("real" | "q.tofloat", (x,)):
                 if isinstance(x, Number):
                     return t.const(x.value)
+                if isinstance(x, Unary) and x.op == "-" and isinstance(x.of, Number):
+                    return t.const(-x.of.value)
                 return as_real(self.value(x, env, path))
             case Apply("index_t", (x,)):
                 return self.poly(x, env, path)
@@ -330,6 +332,9 @@ FUNCTIONS = {
 
 def fold(word: str, size: Poly, var: Poly, body: Any, whole: bool = False) -> Any:
     """A fold of `body` over `0 ≤ var < size`."""
+    counted = single(body) if isinstance(body, Poly) else None
+    if counted is not None and counted.kind == "val" and counted.args[0].op == "ind":
+        body = counted.args[0]  # how often something holds
     if word in ("any", "all"):
         op = "max" if word == "any" else "min"
         found = t.bind(op, size, t.ind(as_bool(body)), var)

@@ -119,7 +119,7 @@ class Epoch:
         if not prove(size - 1 - place, why="a place within the row"):
             raise NotShown(f"{name}: place {place} of {size}")
         var, inner = self.inside(size, body)
-        found = t.named("row", size, as_real(inner), atom_of(var), name, place, text)
+        found = t.row(size, as_real(inner), var, name, place, text)
         return t.int_of(found) if name.endswith("indices") else found
 
     def prefix(self, index: Poly, body: Any) -> Any:

@@ -14,7 +14,7 @@ from quire.verify.meaning.pointwise import mul as times
 from quire.verify.meaning.pointwise import sub
 from quire.verify.meaning.table import MEANING, means
 from quire.verify.meaning.view import dim_of
-from quire.verify.poly import ONE, ZERO, Poly, atom_of, poly, product, variable
+from quire.verify.poly import ONE, ZERO, Poly, poly, product, variable
 from quire.verify.value import NoMeaning, Value, as_real, build, kind_of, require
 
 
@@ -110,8 +110,7 @@ def row(name: str, x: Value, d: int, idx: list[Poly], *more: Any) -> t.Term:
     size = x.shape[d]
     var = variable("t", [0], [size - 1])
     body = as_real(x.at([*idx[:d], var, *idx[d + 1 :]]))
-    # `_named` gives the row's own index its canonical name.
-    return t.named("row", size, body, atom_of(var), name, *more)
+    return t.row(size, body, var, name, *more)
 
 
 def _arg(op: str) -> Any:

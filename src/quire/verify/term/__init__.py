@@ -9,7 +9,7 @@ The laws applied on the way are those of `laws.py`, each by name.
 """
 
 from quire.verify.term.arithmetic import add, exp, ind, ite, mul, positive
-from quire.verify.term.binder import bind, extreme
+from quire.verify.term.binder import bind, extreme, row
 from quire.verify.term.condition import and_, compare, eq, ge, not_, or_
 from quire.verify.term.core import (
     BINDERS,
@@ -38,5 +38,5 @@ __all__ = [
     "BINDERS", "CONSTANT_BITS", "FALSE", "NAN", "NINF", "ONE_", "PINF", "TRUE", "ZERO_", "Term",
     "add", "addends", "and_", "bind", "compare", "const", "eq", "exp", "extreme", "ge", "ind",
     "int_of", "ite", "make", "mul", "named", "not_", "number", "of_int", "or_", "positive", "read",
-    "show", "substitute",
+    "row", "show", "substitute",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from quire.verify.decide import maximum, minimum, prove
 from quire.verify.poly import ONE, ZERO, Atom, Poly, atom_of, variable
@@ -146,7 +146,15 @@ def extreme(op: str, *items: Term) -> Term:
     return make(op + "2", tuple(sorted(terms, key=lambda t: t.id)))
 
 
+def row(size: Poly, body: Term, var: Poly, name: str, *more: Any) -> Term:
+    """A function `name` of the whole row of `body`; the first in order is an extreme."""
+    if name == "order.values" and more[0] is ZERO:
+        return bind("max" if more[1] == "True" else "min", size, body, var)
+    return named("row", size, body, atom_of(var), name, *more)
+
+
 REMAKE |= {
+    "row": row,
     "sum": partial(bind, "sum"),
     "max": partial(bind, "max"),
     "min": partial(bind, "min"),

@@ -221,9 +221,6 @@ def named(op: str, size: Poly, body: Term, x: Atom, *more: Any) -> Term:
     return make(op, size, body, *more)
 
 
-REMAKE["row"] = lambda size, body, var, *more: named("row", size, body, atom_of(var), *more)
-
-
 def show(t: Any, depth: int = 9) -> str:
     """A term for people: what lies deeper than `depth` is left out."""
     if isinstance(t, Poly):
