@@ -283,7 +283,7 @@ class Epoch:
             places.append(cover.flat([s.at[d] for d in rest], sizes, env))
         wrong = cover.once(places, int(np.prod(sizes)) if sizes else 1)
         if wrong:
-            raise cover.Wrong(f"coverage of {name}: {wrong}")
+            raise NotShown(f"coverage of {name}: {wrong}")
         self.state.claim("coverage", f"{name}: each element is written once, by one worker")
 
     # --- attention ---------------------------------------------------------------------------

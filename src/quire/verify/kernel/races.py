@@ -53,8 +53,14 @@ def _check(state: State, read: Read, stores: Sequence[Store]) -> None:
     taken = cover.holding(read.path, env, at.shape)
     by = np.broadcast_to(cover.values(unit.index, env), at.shape)
     inside = taken & (at >= 0) & (at < len(owner))
-    if (taken & ~inside).any() or (owner[at[inside]] != by[inside]).any():
-        raise cover.Wrong(f"{name} is read by a worker other than the one that writes it")
+    writer, reader = owner[at[inside]], by[inside]
+    if (taken & ~inside).any() or (writer < 0).any():
+        raise NotShown(f"{name}: an element is read that its segment does not write")
+    if (writer != reader).any():
+        k = int(np.flatnonzero(writer != reader)[0])
+        raise cover.Wrong(
+            f"{name}: unit {int(reader[k])} reads what unit {int(writer[k])} writes in one phase"
+        )
     state.claim("order", f"{name}: read by the unit that wrote it")
 
 
