@@ -19,6 +19,7 @@ from quire.kernel.analysis import free, weights_of
 from quire.kernel.evaluate import NotLocalError, evaluate, grid_of, numel, taken_reads
 from quire.kernel.ir import (
     AnyNest,
+    Merge,
     Nest,
     Read,
     TopK,
@@ -126,6 +127,8 @@ def element_axes(nest: AnyNest) -> tuple[Var, ...]:
     weights those that the weights have."""
     if isinstance(nest, TopK):
         axes = nest.axes
+    elif isinstance(nest, Merge):
+        axes = nest.rows  # a row is merged as a whole
     else:
         axes = tuple(a for a in nest.axes if a != getattr(nest, "over", None))
     known = tuple(a for a in axes if isinstance(a.size, int))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 import attrs
 import pytest
@@ -110,13 +111,45 @@ def test_fuse_gives_a_certificate() -> None:
     assert quire.fuse(mlp, (torch.zeros(2, 8),), verify=False).certificate is None
 
 
-def test_unknown_says_why() -> None:
-    class Sorted(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cumprod(x, -1)
+class Op(nn.Module):
+    def __init__(self, f: Any) -> None:
+        super().__init__()
+        self.f = f
 
-    fast = quire.fuse(Sorted(), (torch.rand(2, 8),))
-    assert fast.certificate.verdict == "unknown" and fast.certificate.reason
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.f(x)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: torch.cumprod(x, -1),
+        # Written in two phases: the second writes a part.
+        lambda x: x.scatter(1, torch.full((2, 1), 3), x[:, :1] * 9),
+    ],
+    ids=["cumprod", "scatter"],
+)
+def test_unknown_says_why(f: Any) -> None:
+    program = from_exported(export(Op(f), (torch.rand(2, 8),)), writes=True)
+    said, reason = verdict(compile_program(program, "", "op"))
+    assert said == "unknown" and reason
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: x.topk(3, -1)[0] + x.sort(-1, descending=True)[0][:, :3] + x.max(-1, True)[0],
+        lambda x: x.cumsum(1) + (x > 0).sum(1, keepdim=True) - x.sign(),
+        lambda x: nn.functional.elu(x) + nn.functional.softplus(x) + nn.functional.leaky_relu(x),
+        lambda x: torch.cat([x[:, 5:], x.roll(1, 0), -x[:, :2].repeat(1, 2)], 1),
+        # Rows of an attention, merged by units: once each (they were merged by every element's).
+        lambda x: nn.functional.scaled_dot_product_attention(*(x.view(1, 1, 2, 8),) * 3),
+    ],
+    ids=["order", "prefixes", "activations", "rearranged", "attention"],
+)
+def test_graphs(f: Any) -> None:
+    program = from_exported(export(Op(f), (torch.rand(2, 8),)), writes=True)
+    assert verdict(compile_program(program, "", "op")) == ("proved", "")
 
 
 def test_statements_of_one_loop_are_not_in_order() -> None:
