@@ -345,7 +345,7 @@ def fold(word: str, size: Poly, var: Poly, body: Any, whole: bool = False) -> An
         found = t.named("row", size, as_real(body), atom_of(var), "prod")
     else:
         found = t.bind("sum" if word == "isum" else word, size, as_real(body), var)
-    return t.int_of(found) if word == "isum" or whole else found
+    return as_int(found) if word == "isum" or whole else found
 
 
 def fresh(name: str, size: Poly) -> Poly:
