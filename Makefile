@@ -7,6 +7,8 @@
 # make coverage-onnx  the table of docs/coverage-onnx.md: ONNX's own tests (half an hour)
 # make picture   docs/timeline.png
 # make mutants   500 wrong programs for the prover, none accepted; honest ones, none refused
+# make kernel-mutants   200 lies about emitted kernels, none accepted
+# make kernel-proving   time of the proofs of kernels up to Llama-70B and Mixtral-8x7B
 # make shard-mutants  200 wrong sharded programs and runtimes, none accepted
 # make agree     every obligation of three whole models, by Z3 and by cvc5
 # make proving   time and memory of proofs, and their plot against depth
@@ -21,7 +23,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench sanitize coverage coverage-onnx picture mutants shard-mutants agree proving format clean
+.PHONY: demo test check bench sanitize coverage coverage-onnx picture mutants kernel-mutants kernel-proving shard-mutants agree proving format clean
 
 # torch goes first and alone: it is the large one, and the rest then builds on the one chosen.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -67,6 +69,12 @@ picture: $(INSTALLED)
 
 mutants: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python -W ignore tools/mutate_run.py 500
+
+kernel-mutants: $(INSTALLED)
+	PYTHONPATH=. $(BIN)/python -W ignore tools/mutate_kernel.py --mutants 200
+
+kernel-proving: $(INSTALLED)
+	PYTHONPATH=. $(BIN)/python -W ignore tools/prove_kernels.py
 
 shard-mutants: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python -W ignore tools/mutate_shard_run.py 200

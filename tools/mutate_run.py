@@ -23,6 +23,7 @@ from benchmarks.zoo import build
 from quire.apply.chunk import apply_chunks
 from quire.capture.export import export, from_exported
 from quire.capture.program import Program
+from quire.errors import BudgetError
 from quire.pipeline import Planning
 from quire.plan.plan import Plan
 from quire.report.timeline import walk
@@ -48,13 +49,16 @@ class Honest:
 
 
 def honest(name: str) -> Iterator[Honest]:
-    """The small model's program, for each budget and attention."""
+    """The small model's program, for each attention and each budget that it fits."""
     for attention in ("eager", "sdpa"):
         made = build(name, "small", attention)
         captured = from_exported(export(made.model, made.args, made.kwargs, None))
         planning = Planning(captured)
         for memory in BUDGETS:
-            plan, program = planning.plan(memory)
+            try:
+                plan, program = planning.plan(memory)
+            except BudgetError:
+                continue
             yield Honest(captured, program, plan, apply_chunks(program, plan).text)
 
 

@@ -246,7 +246,7 @@ def run(case: Case, folder: Path, body: str, buffers: tuple[str, ...] | None = N
 # --- lies -------------------------------------------------------------------------------------
 
 
-def _nth(text: str, pattern: str, n: int, new: Callable[[re.Match[str]], str]) -> str | None:
+def nth(text: str, pattern: str, n: int, new: Callable[[re.Match[str]], str]) -> str | None:
     spots = list(re.finditer(pattern, text))
     if not spots:
         return None
@@ -274,24 +274,22 @@ def _swapped(text: str, n: int) -> str | None:
 
 
 LIES: dict[str, Callable[[str, int], str | None]] = {
-    "dropped barrier": lambda s, n: _nth(s, r" q\.wait\(\);", n, lambda m: ""),
-    "wrong stride": lambda s, n: _nth(s, r"( \* )(\d+)(\))", n, _bumped),
-    "bound too far": lambda s, n: _nth(s, r"(q\.(?:each|sum|max)\()(\d+)(,)", n, _bumped),
-    "bound too near": lambda s, n: _nth(
+    "dropped barrier": lambda s, n: nth(s, r" q\.wait\(\);", n, lambda m: ""),
+    "wrong stride": lambda s, n: nth(s, r"( \* )(\d+)(\))", n, _bumped),
+    "bound too far": lambda s, n: nth(s, r"(q\.(?:each|sum|max)\()(\d+)(,)", n, _bumped),
+    "bound too near": lambda s, n: nth(
         s, r"(q\.(?:each|sum|max)\()(\d+)(,)", n, lambda m: f"{m[1]}{int(m[2]) - 1}{m[3]}"
     ),
-    "shorter product": lambda s, n: _nth(
+    "shorter product": lambda s, n: nth(
         s, r"(q\.dot\(.*, )(\d+)(\);)", n, lambda m: f"{m[1]}{int(m[2]) - 16}{m[3]}"
     ),
     "swapped pointer": _swapped,
-    "missing scale": lambda s, n: _nth(s, r" \* real\(0\.\d+f\)", n, lambda m: ""),
-    "< for <=": lambda s, n: _nth(s, r" (<=|<) ", n, lambda m: " < " if m[1] == "<=" else " <= "),
-    "minus for plus": lambda s, n: _nth(s, r"(\)) \+ (q\.load)", n, lambda m: f"{m[1]} - {m[2]}"),
-    "share too wide": lambda s, n: _nth(
-        s, r"(q\.share\(\d+, \d+, )(\d+)(, \d+, \d+\))", n, _bumped
-    ),
-    "live keys too many": lambda s, n: _nth(s, r"( \+ )(1)(\)\)\);)", n, _bumped),
-    "stale prefetch": lambda s, n: _nth(
+    "missing scale": lambda s, n: nth(s, r" \* real\(0\.\d+f\)", n, lambda m: ""),
+    "< for <=": lambda s, n: nth(s, r" (<=|<) ", n, lambda m: " < " if m[1] == "<=" else " <= "),
+    "minus for plus": lambda s, n: nth(s, r"(\)) \+ (q\.load)", n, lambda m: f"{m[1]} - {m[2]}"),
+    "share too wide": lambda s, n: nth(s, r"(q\.share\(\d+, \d+, )(\d+)(, \d+, \d+\))", n, _bumped),
+    "live keys too many": lambda s, n: nth(s, r"( \+ )(1)(\)\)\);)", n, _bumped),
+    "stale prefetch": lambda s, n: nth(
         s, r"q\.prefetch\(s(\d+),", n, lambda m: "q.prefetch(q.template array<float>(0),"
     ),
 }

@@ -75,6 +75,8 @@ def compile_target(
             bar.step("writing the library", 0, 0)
             fast.export(files.library, header=files.header)
     out.print(f"[bold]{escape(name)}[/]  compiled in {seconds_text(took)}")
+    if fast.certificate is not None:
+        out.print(f"proof: {escape(fast.certificate.verdict)}: {escape(fast.certificate.about)}")
     for phase in fast.kernel.phases:
         out.print(str(phase), highlight=False, markup=False)
     if beside is not None:

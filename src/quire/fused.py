@@ -13,14 +13,21 @@ from quire.capture.program import Program
 from quire.errors import InputError
 from quire.runtime.library import write_library
 from quire.runtime.native import NativeKernel
+from quire.verify.certificate import Certificate
 
 
 class Fused(nn.Module):
-    """A program as one native function. Call it with the arguments of the original."""
+    """A program as one native function. Call it with the arguments of the original.
 
-    def __init__(self, program: Program, kernel: NativeKernel) -> None:
+    `certificate` says whether the kernel is proved to compute the program; None if that was not
+    asked.
+    """
+
+    def __init__(
+        self, program: Program, kernel: NativeKernel, certificate: Certificate | None = None
+    ) -> None:
         super().__init__()
-        self.kernel, self._program = kernel, program
+        self.kernel, self._program, self.certificate = kernel, program, certificate
 
     def export(
         self, out: str | Path, *, header: str | Path | None = None, arch: str | None = None

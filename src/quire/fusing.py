@@ -16,8 +16,12 @@ from quire.capture.decode import capture_decode
 from quire.capture.export import export, from_exported
 from quire.errors import CaptureError, QuireError
 from quire.fused import Fused
-from quire.kernel.compile import compile_program
+from quire.kernel.compile import KernelPlan, compile_program
 from quire.runtime.native import NativeKernel
+from quire.verify.certificate import Certificate
+from quire.verify.claims import RefutedError
+from quire.verify.kernel.prove import prove_kernel
+from quire.verify.kernel.tables import Tables
 
 PREFILL_MEMORY = 256 << 20
 """Bytes of intermediates that a prompt's part may need, by default."""
@@ -39,6 +43,7 @@ def fuse(
     dynamic_shapes: Any = None,
     dims: Mapping[str, int] | None = None,
     prefill_memory: int = PREFILL_MEMORY,
+    verify: bool = True,
     progress: Progress = lambda *_: None,
 ) -> Any:
     """`model` as one native function on this machine's CPU.
@@ -53,7 +58,10 @@ def fuse(
     `weights`: None as they are, "int8" or "int4" in groups of 32 (the kernel then equals the
     graph with the dequantised weights). `threads`: default all that this process may use.
 
-    Raises CaptureError, MissingRuleError, or QuireError (no compiler).
+    With `verify` the emitted source is proved to compute the captured graph; the result's
+    `certificate` says "proved", or "unknown" with the reason. Without, it is None.
+
+    Raises CaptureError, MissingRuleError, QuireError (no compiler), or RefutedError.
     """
     if weights not in SCHEMES:
         raise QuireError(f"weights={weights!r}", allowed="None, 'int8', 'int4'")
@@ -76,11 +84,14 @@ def fuse(
         progress("planning phases", 0, 0)
         longest = {s.name: max_batch for s in step.program.symbols}
         plan = compile_program(step.program, scheme, type(model).__name__, longest)
+        certificate = certified(plan, progress) if verify else None
         progress("compiling C++", 0, 0)
         kernel = NativeKernel(plan, threads=threads)
         # transformers is optional; whoever holds such a model has it.
         generate = importlib.import_module("quire.runtime.generate")
-        return generate.FusedCausalLM(model, step, kernel, prefill_memory=prefill_memory)
+        return generate.FusedCausalLM(
+            model, step, kernel, prefill_memory=prefill_memory, certificate=certificate
+        )
     progress("capturing", 0, 0)
     exported = (
         model if isinstance(model, ExportedProgram) else export(model, args, kwargs, dynamic_shapes)
@@ -95,8 +106,37 @@ def fuse(
             )
     progress("planning phases", 0, 0)
     plan = compile_program(program, scheme, type(model).__name__)
+    certificate = certified(plan, progress) if verify else None
     progress("compiling C++", 0, 0)
-    return Fused(program, NativeKernel(plan, threads=threads))
+    return Fused(program, NativeKernel(plan, threads=threads), certificate)
+
+
+def tables_of(plan: KernelPlan) -> Tables:
+    """What a kernel's source is run with, as the prover reads it."""
+    rendered = plan.rendered
+    return Tables(
+        slots=tuple(b for row in rendered.slots for b in row),
+        offsets=plan.arena.offsets,
+        arena=plan.arena.size,
+        repeats=rendered.repeats,
+        scratch=rendered.scratch,
+        longest={str(s): n for s, n in plan.most.items()},
+        origin=plan.lowered.origin,
+        private=rendered.private,
+    )
+
+
+def certified(plan: KernelPlan, progress: Progress = lambda *_: None) -> Certificate:
+    """The certificate of a kernel. Raises RefutedError."""
+    progress("proving", 0, 0)
+    found = prove_kernel(plan.program, plan.source, tables_of(plan))
+    if found.verdict == "refuted":
+        raise RefutedError(
+            f"the kernel does not compute the model: {found.reason}",
+            certificate=found,
+            fix="this is a fault of Quire's: please report it; quire.chunk does not need kernels",
+        )
+    return found
 
 
 def _from_file(path: Path, dims: Mapping[str, int] | None) -> ExportedProgram:

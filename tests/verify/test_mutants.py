@@ -88,3 +88,13 @@ def test_no_lie_is_accepted(name: str) -> None:
             break
     assert told.total() >= EACH // 2
     assert len(told) >= 2, told
+
+
+def test_a_dim_that_is_not_there_is_no_other_dim() -> None:
+    make, shape = MODELS["block"]
+    captured = from_exported(export(make().eval(), (torch.randn(shape),), None, None))
+    plan, program = Planning(captured).plan("min")
+    source = apply_chunks(program, plan).text
+    wrong = source.replace(".narrow(1, a", ".narrow(4, a", 1)  # of three: torch raises IndexError
+    assert wrong != source
+    assert prove(program, wrong, witness=False).verdict != "proved"

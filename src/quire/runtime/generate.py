@@ -38,8 +38,11 @@ class FusedCausalLM(nn.Module, GenerationMixin):
         kernel: NativeKernel,
         *,
         prefill_memory: int,
+        certificate: Any = None,
     ) -> None:
         super().__init__()
+        self.certificate = certificate
+        """Whether the kernel is proved to compute the captured step; None if that was not asked."""
         self.model, self.kernel, self._step = model, kernel, step
         self.config = model.config
         self.generation_config = model.generation_config

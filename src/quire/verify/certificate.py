@@ -20,8 +20,9 @@ FORMAT = 1
 
 @attrs.frozen
 class Certificate:
-    """`program` is the hash of the original's graph, `source` the applied program as it runs,
-    `plan` the plan as JSON. `solvers` are the versions that discharged the claims."""
+    """`program` is the hash of the original's graph, `source` the applied program or the kernel as
+    it runs, `plan` the plan, or the kernel's tables, as JSON. `solvers` are the
+    versions that discharged the claims."""
 
     verdict: Verdict
     reason: str
@@ -33,6 +34,8 @@ class Certificate:
     rounding: tuple[tuple[str, str], ...] = ()
     sizes: tuple[tuple[str, int, int | None], ...] = ()
     seconds: float = 0.0
+    over: str = "all part sizes"
+    """What else than inputs and lengths it holds for."""
 
     def save(self, path: str | Path) -> Path:
         """Write the certificate as JSON, with a SHA-256 digest over all of it."""
@@ -54,7 +57,7 @@ class Certificate:
             what = "outputs" + (" and gradients" if self._has("gradient") else "")
             return f"{what} equal on every rank, for all inputs and parameters"
         ranges = ", ".join(f"{n} in {lo} … {hi or '∞'}" for n, lo, hi in self.sizes)
-        return f"equal for all inputs and all part sizes{', ' + ranges if ranges else ''}"
+        return f"equal for all inputs and {self.over}{', ' + ranges if ranges else ''}"
 
     def _has(self, kind: str) -> bool:
         return any(c.kind == kind for c in self.claims)

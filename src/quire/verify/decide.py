@@ -198,10 +198,11 @@ def _order(p: Poly) -> Any:
     return [([x.id for x in m], c) for m, c in p.terms]
 
 
-def divmod_(p: Any, n: Any) -> tuple[Poly, Poly]:
+def divmod_(p: Any, n: Any, premises: Premises = ()) -> tuple[Poly, Poly]:
     """Floor quotient and remainder of `p` by `n ≥ 1`.
 
-    Euclid, structurally: where p = q·n + r with 0 ≤ r < n can be shown, these are q and r.
+    Euclid, structurally: where p = q·n + r with 0 ≤ r < n follows (from the premises), these are q
+    and r.
     """
     p, n = poly(p), poly(n)
     if n.constant == 1:
@@ -210,13 +211,13 @@ def divmod_(p: Any, n: Any) -> tuple[Poly, Poly]:
         q, r = divmod(p.constant, n.constant)
         return poly(q), poly(r)
     for q, r in _quotients(p, n):
-        if prove(r, why="Euclid: remainder") and prove(n - 1 - r, why="Euclid: remainder"):
+        if all(prove(x, ">=", premises, "Euclid: remainder") for x in (r, n - 1 - r)):
             return q, r
     if len(n.terms) == 1:
         # Whole multiples go outside, so that (8·i + j) div 8 is i + j div 8.
         whole, rest = _quotients(p, n)[0]
         if whole is not ZERO:
-            q, r = divmod_(rest, n)
+            q, r = divmod_(rest, n, premises)
             return whole + q, r
     q = call("div", p, n)
     return q, p - q * n

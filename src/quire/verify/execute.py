@@ -20,7 +20,7 @@ from quire.verify.meaning.table import apply, named
 from quire.verify.memory import Tensor, empty, fresh
 from quire.verify.number import Int, Real, divided, plain, wrap
 from quire.verify.poly import ONE, Poly, variable
-from quire.verify.value import NoMeaning, NotShown, Value, narrow, require
+from quire.verify.value import NoMeaning, NotShown, Value, dim_in, narrow, require
 
 MAY_COPY = {"reshape", "flatten", "contiguous", "to"}
 IN_PLACE = {"softmax", "_softmax"}
@@ -62,7 +62,7 @@ class Proxy:
         return self.tensor.ndim
 
     def narrow(self, dim: int, lo: Any, length: Any) -> Proxy:
-        d = dim % self.tensor.ndim
+        d = dim_in(self.tensor.ndim, dim)
         return Proxy(self.tensor.seen(narrow(self.tensor.sizes, d, plain(lo), plain(length))))
 
     def copy_(self, other: Any) -> Proxy:
@@ -234,7 +234,7 @@ class Torch:
 def part(x: Proxy, dim: int, lo: Any, hi: Any, outer: Any = 1, fill: float | None = None) -> Proxy:
     """`kernels.part`: the indices `[lo, hi)` of `dim`, in each of its `outer` blocks; what lies
     outside is `fill`, or cut off."""
-    dim = dim % x.tensor.ndim
+    dim = dim_in(x.tensor.ndim, dim)
     outer = plain(outer)
     if outer is not ONE:
         size = divided(x.tensor.sizes[dim], outer)[0]

@@ -166,6 +166,11 @@ LAWS = (
         "indices that are data (token ids) lie within the tensor they index, as they must for the "
         "original to run",
     ),
+    Law(
+        "live-key",
+        "each row of an attention has a key that is not masked: a fused kernel gives zeros for a "
+        "row without one, eager attention NaN",
+    ),
 )
 
 AXIOMS = tuple(law for law in LAWS if law.axiom)

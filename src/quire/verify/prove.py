@@ -116,9 +116,12 @@ def claims_of(
     steps: list[Step],
     solvers: tuple[str, ...],
     seconds: float,
+    checked: tuple[tuple[str, str], ...] = (),
+    over: str = "all part sizes",
     more: tuple[laws.Law, ...] = (),
 ) -> tuple[Claim, ...]:
-    """Laws (with `more`), integers, conditions, and equalities of statements, in this order."""
+    """All claims of a proof: laws (with `more`), integer and condition texts as the solvers answer
+    them, what was `checked` (kind, text) by going through all elements, and the steps."""
     made: list[Claim] = []
     for law in (*laws.LAWS, *more):
         for k, text in enumerate(law.obligations):
@@ -142,12 +145,14 @@ def claims_of(
         known = [z3_says(t, 20 * EFFORT) for t in texts] if name == "z3" else solve(texts, name)
         answers = iter(known)
         made = [_with(c, name, next(answers)) if c.smt2 else c for c in made]
+    for k, (kind, text) in enumerate(checked):
+        made.append(Claim(f"x{k}", kind, text, "all elements gone through"))
     before = tuple(c.id for c in made)
     for k, s in enumerate(steps):
         verdict = "proved" if s.verdict == "equal" else "unknown"
         if s.verdict != "equal" and s.line:
             continue
-        text = f"{s.text} equals the original's for all inputs, lengths and part sizes"
+        text = f"{s.text} equals the original's for all inputs, lengths and {over}"
         rule = "same normal form, integers and conditions by the solver"
         made.append(
             Claim(f"e{k}", "equality", text, rule, "", before if k == 0 else (), verdict, s.reason)

@@ -199,6 +199,13 @@ class View:
     key: tuple[Any, ...]
 
 
+def dim_in(ndim: int, dim: int) -> int:
+    """`dim`, counted from the front. Raises NoMeaning where torch raises IndexError."""
+    if not -ndim <= dim < ndim:
+        raise NoMeaning(f"dim {dim} of {ndim}")
+    return dim % ndim
+
+
 def narrow(shape: Shape, dim: int, lo: Any, length: Any) -> View:
     lo, length = poly(lo), poly(length)
     size = shape[dim]
@@ -233,7 +240,9 @@ def strided(shape: Shape, dim: int, lo: Poly, length: Poly, step: int) -> View:
 
 
 def permute(shape: Shape, order: Sequence[int]) -> View:
-    order = [d % len(shape) for d in order]
+    order = [dim_in(len(shape), d) for d in order]
+    if sorted(order) != list(range(len(shape))):
+        raise NoMeaning(f"a permutation of {len(shape)} dims to {order}")
 
     def forward(idx: Index) -> list[Poly]:
         out = [ZERO] * len(order)

@@ -43,6 +43,8 @@ class Rendered:
     source: str
     slots: tuple[tuple[Buffer, ...], ...]
     """The buffers of each phase, in order of execution."""
+    private: tuple[tuple[str, ...], ...]
+    """The buffers that each phase's scratch arrays p0, p1 … stand for."""
     calls: tuple[int, ...]
     """The phase function of each phase."""
     repeats: tuple[int, ...]
@@ -60,7 +62,7 @@ def render(
     places = {s: k for k, s in enumerate(lengths)}
     texts: dict[tuple[str, str], int] = {}
     counts: list[int] = []
-    slots, calls, scratch = [], [], 0
+    slots, private, calls, scratch = [], [], [], 0
     for phase in phases:
         offsets, size = scratch_offsets(phase, most)
         scratch = max(scratch, size)
@@ -76,10 +78,11 @@ def render(
             counts.append(len(names.slots))
         calls.append(texts[key])
         slots.append(tuple(names.slots))
+        private.append(tuple(b.name for b in names.private))
     repeats: list[int] = []
     sequence = rolled(calls, repeats)
     source = _unit(title, list(texts), counts, sequence)
-    return Rendered(source, tuple(slots), tuple(calls), tuple(repeats), scratch)
+    return Rendered(source, tuple(slots), tuple(private), tuple(calls), tuple(repeats), scratch)
 
 
 def _used(head: Sequence[str], body: Sequence[str]) -> list[str]:

@@ -9,8 +9,17 @@ import torch
 from quire.verify import term as t
 from quire.verify.meaning.table import means
 from quire.verify.meaning.view import dim_of
-from quire.verify.poly import Poly
-from quire.verify.value import NoMeaning, Value, broadcast, build, spread
+from quire.verify.poly import ONE, ZERO, Poly
+from quire.verify.value import (
+    NoMeaning,
+    Value,
+    broadcast,
+    build,
+    convert,
+    require,
+    same_size,
+    spread,
+)
 
 
 def wrapped(at: Poly, size: Poly) -> Poly:
@@ -89,7 +98,7 @@ def _scattered(join: str) -> Any:
         a plain scatter is a function of the whole row."""
         d = dim_of(self, dim)
         if join != "add" or src is None or not isinstance(src, Value):
-            raise NoMeaning("scatter")
+            raise NoMeaning("scatter_reduce")
 
         def element(idx: list[Poly]) -> Any:
             def body(j: Poly) -> Any:
@@ -104,6 +113,31 @@ def _scattered(join: str) -> Any:
 
 
 means("scatter_add")(_scattered("add"))
+
+
+@means("scatter")
+def scatter(
+    self: Value, dim: int, index: Value, src: Any = None, value: Any = None, reduce: Any = None
+) -> Value:
+    """Elements replaced where the index says so. Along `dim` there is one writer only, or which of
+    several comes last is not known."""
+    d = dim_of(self, dim)
+    if reduce is not None or (src is None and value is None):
+        raise NoMeaning("scatter with a reduction")
+    if index.shape[d] is not ONE:
+        raise NoMeaning("scatter with several writers")
+    require(
+        all(k == d or same_size(a, b, "scatter") for k, (a, b) in
+            enumerate(zip(index.shape, self.shape, strict=True))),
+        "scatter to a part of a tensor",
+    )  # fmt: skip
+
+    def element(idx: list[Poly]) -> Any:
+        at = [*idx[:d], ZERO, *idx[d + 1 :]]
+        new = src.at(at) if src is not None else value
+        return t.ite(t.eq(idx[d] - index.int(at)), convert(new, self.kind), self.at(idx))
+
+    return build(self.shape, self.dtype, element)
 
 
 @means("index_add")

@@ -252,11 +252,36 @@ def _unary(*names: str) -> None:
 
 _unary(
     "tanh", "sin", "cos", "tan", "atan", "rsqrt", "sqrt", "erf", "erfc", "log", "log2", "log1p",
-    "expm1", "sigmoid", "silu", "gelu", "elu", "leaky_relu", "softplus", "hardswish", "mish",
+    "expm1", "sigmoid", "elu", "leaky_relu", "softplus", "hardswish", "mish",
     "hardsigmoid", "log_sigmoid", "floor", "ceil", "round", "trunc", "sign", "selu", "celu",
     "softsign", "relu6", "hardtanh", "exp2", "cosh", "sinh", "acos", "asin", "log10", "sgn",
     "threshold", "lgamma", "digamma", "erfinv", "frac", "nan_to_num", "special_expit",
 )  # fmt: skip
+
+
+def _sigmoid(x: t.Term) -> t.Term:
+    return t.make("fn", "sigmoid", x)
+
+
+@means("silu")
+def silu(self: Value) -> Value:
+    """x · sigmoid(x)"""
+    return pointwise(self.dtype, lambda x: t.mul((x, 1), (_sigmoid(x), 1)), self)
+
+
+@means("gelu")
+def gelu(self: Value, approximate: str = "none") -> Value:
+    """x·(1 + erf(x/√2))/2, or x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))/2"""
+
+    def f(x: Any) -> Any:
+        if approximate == "tanh":
+            inner = t.add((1, x), (1, t.mul((t.const(0.044715), 1), (x, 3))))
+            bent = t.make("fn", "tanh", t.mul((t.const(math.sqrt(2 / math.pi)), 1), (inner, 1)))
+        else:
+            bent = t.make("fn", "erf", t.mul((t.const(math.sqrt(0.5)), 1), (x, 1)))
+        return t.mul((t.const(0.5), 1), (x, 1), (t.add((1, t.ONE_), (1, bent)), 1))
+
+    return pointwise(self.dtype, f, self)
 
 
 @means("abs")

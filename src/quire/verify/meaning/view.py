@@ -13,10 +13,7 @@ from quire.verify.value import NoMeaning, Value, View
 
 
 def dim_of(x: Value, dim: int, extra: int = 0) -> int:
-    ndim = max(x.ndim + extra, 1)
-    if not -ndim <= dim < ndim:
-        raise NoMeaning(f"dim {dim} of {x.ndim}")
-    return dim % ndim
+    return v.dim_in(max(x.ndim + extra, 1), dim)
 
 
 @views("view", "_unsafe_view", "reshape", "view_copy", "_reshape_alias", "_reshape_copy")
@@ -61,7 +58,7 @@ def t_(self: Value) -> View:
 
 @views("unsqueeze", "unsqueeze_copy")
 def unsqueeze(self: Value, dim: int) -> View:
-    return v.insert(self.shape, dim % (self.ndim + 1))
+    return v.insert(self.shape, dim_of(self, dim, 1))
 
 
 @views("squeeze", "squeeze_copy")
@@ -69,7 +66,7 @@ def squeeze(self: Value, dim: Any = None) -> View:
     if dim is None:
         dims = range(self.ndim)
     else:
-        dims = [d % max(self.ndim, 1) for d in (dim if isinstance(dim, list | tuple) else [dim])]
+        dims = [dim_of(self, d) for d in (dim if isinstance(dim, list | tuple) else [dim])]
     kept = [s for d, s in enumerate(self.shape) if not (d in dims and s is ONE)]
     return v.reshape(self.shape, kept)
 

@@ -110,7 +110,22 @@ def int_of(t: Term, name: str = "val") -> Poly:
         return t.args[0]
     if t.op == "const" and t.args[0].denominator == 1:
         return poly(int(t.args[0]))
-    return call("val", t)
+    found = call("val", t)
+    if t.op == "read" and t.args[0] in RANGES:
+        x = atom_of(found)
+        low, high = RANGES[t.args[0]]
+        x.lower, x.upper = [poly(low)], [poly(high)]
+    elif t.op == "row" and t.args[2] in PLACES:
+        x = atom_of(found)
+        x.lower, x.upper = [poly(0)], [t.args[0] - 1]
+    return found
+
+
+RANGES: dict[str, tuple[Any, Any]] = {}
+"""Tensors of integers by name, and between which values their elements lie (axiom `in-range`)."""
+
+PLACES = {"topk.indices", "sort.indices", "argmax", "argmin"}
+"""Functions of a row that give places in it."""
 
 
 def _int_again(t: Term) -> Poly:

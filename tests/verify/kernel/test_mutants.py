@@ -1,0 +1,24 @@
+"""Lies about two kernels: none is accepted. `make kernel-mutants` tells 200."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+
+from quire.fusing import tables_of
+from quire.verify.kernel.prove import prove_kernel
+from tools.mutate_kernel import lies, plan_of
+
+
+@pytest.mark.parametrize(("name", "seed"), [("llama", 1), ("mixtral", 2)])
+def test_none_is_accepted(name: str, seed: int) -> None:
+    plan = plan_of(name)
+    tables = tables_of(plan)
+    told = list(islice(lies(plan.source, tables, seed), 12))
+    assert len({kind for kind, _, _ in told}) == 12
+    accepted = [
+        kind for kind, source, other in told
+        if prove_kernel(plan.program, source, other).verdict == "proved"
+    ]  # fmt: skip
+    assert accepted == []

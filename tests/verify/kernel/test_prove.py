@@ -1,0 +1,107 @@
+"""Whole kernels: honest ones are proved, and what is proved can be checked again."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import torch
+from torch import nn
+
+import quire
+from quire.capture.export import export, from_exported
+from quire.fusing import tables_of
+from quire.kernel.compile import KernelPlan, compile_program
+from quire.verify.kernel.memory import Epoch
+from quire.verify.kernel.prove import prove_kernel
+from tools.mutate_kernel import plan_of
+
+
+def verdict(plan: KernelPlan, source: str = "", **tables):
+    found = prove_kernel(
+        plan.program, source or plan.source, attrs.evolve(tables_of(plan), **tables)
+    )
+    return found.verdict, found.reason
+
+
+def mlp_plan() -> KernelPlan:
+    mlp = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 16)).eval()
+    rows = torch.export.Dim("rows", min=1, max=32)
+    exported = export(mlp, (torch.zeros(4, 16),), {}, ({0: rows},))
+    return compile_program(from_exported(exported, writes=True), "", "mlp")
+
+
+@pytest.fixture(scope="module")
+def mlp() -> KernelPlan:
+    return mlp_plan()
+
+
+@pytest.fixture(scope="module")
+def llama() -> KernelPlan:
+    return plan_of("llama")
+
+
+def test_mlp(mlp: KernelPlan) -> None:
+    assert verdict(mlp) == ("proved", "")
+
+
+@pytest.mark.parametrize("name", ["gemma2", "mixtral"])
+def test_families(name: str) -> None:
+    assert verdict(plan_of(name)) == ("proved", "")
+
+
+def test_certificate_is_checked_again(llama: KernelPlan, tmp_path) -> None:
+    found = prove_kernel(llama.program, llama.source, tables_of(llama))
+    assert found.verdict == "proved"
+    path = found.save(tmp_path / "llama.cert")
+    again = quire.verify(path, solver="both")
+    assert again.verdict == "proved" and set(again.solvers) == {"z3", "cvc5"}
+    assert again.source == llama.source
+    assert {"coverage", "order", "equality", "integer"} <= {c.kind for c in again.claims}
+    assert "any number of threads" in again.about
+
+
+def test_equal_layers_are_proved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deeper model runs as many epochs on terms as a shallower one."""
+    ran = []
+    original = Epoch.run
+    monkeypatch.setattr(Epoch, "run", lambda self: (ran.append(1), original(self))[1])
+    counts = []
+    for layers in (3, 5):
+        ran.clear()
+        assert verdict(plan_of("llama", layers)) == ("proved", "")
+        counts.append(len(ran))
+    assert counts[0] == counts[1]
+
+
+def test_concrete_faults_are_refuted(llama: KernelPlan) -> None:
+    tables = tables_of(llama)
+    temps = [b.name for b in tables.slots if b.role == "temp"]
+    said, reason = verdict(llama, offsets={**tables.offsets, temps[-1]: tables.offsets[temps[-2]]})
+    assert said == "refuted" and "share bytes" in reason
+
+
+def test_a_dropped_barrier_is_not_accepted(llama: KernelPlan) -> None:
+    waits = llama.source.count(" q.wait();")
+    for k in range(waits - 1):
+        parts = llama.source.split(" q.wait();")
+        source = " q.wait();".join(parts[: k + 1]) + "".join(parts[k + 1 : k + 2])
+        source += "".join(" q.wait();" + p for p in parts[k + 2 :])
+        assert source.count(" q.wait();") == waits - 1
+        assert verdict(llama, source)[0] != "proved"
+
+
+def test_fuse_gives_a_certificate() -> None:
+    mlp = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 8)).eval()
+    fast = quire.fuse(mlp, (torch.zeros(2, 8),))
+    assert fast.certificate.verdict == "proved"
+    assert fast.certificate.source == fast.kernel.source
+    assert quire.fuse(mlp, (torch.zeros(2, 8),), verify=False).certificate is None
+
+
+def test_unknown_says_why() -> None:
+    class Sorted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cumprod(x, -1)
+
+    fast = quire.fuse(Sorted(), (torch.rand(2, 8),))
+    assert fast.certificate.verdict == "unknown" and fast.certificate.reason

@@ -1,0 +1,186 @@
+"""Lies about emitted kernels, told to the prover: none may be accepted.
+
+    python tools/mutate_kernel.py --mutants 200
+
+Lies are told in the source (those of `watch_kernel.py`, and more) and in the tables it is run with.
+A lie that changes nothing (the text is as before) does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import attrs
+
+from quire.capture.decode import capture_decode
+from quire.fusing import tables_of
+from quire.kernel.compile import KernelPlan, compile_program
+from quire.verify.kernel.prove import prove_kernel
+from quire.verify.kernel.tables import Tables
+from tools.watch_kernel import CONFIGS, LENGTH, LIES, ROWS, AutoModelForCausalLM, nth
+
+Lie = Callable[[str, int], str | None]
+
+
+def _more(pattern: str, by: int) -> Lie:
+    """The number that the pattern's second group holds, changed."""
+    return lambda s, n: nth(s, pattern, n, lambda m: f"{m[1]}{int(m[2]) + by}{m[3]}")
+
+
+MORE: dict[str, Lie] = {
+    "shifted read": lambda s, n: nth(
+        s, r"q\.load\((\w+), (.*?)\)", n, lambda m: f"q.load({m[1]}, 1 + {m[2]})"
+    ),
+    "shifted write": lambda s, n: nth(
+        s, r"q\.store\((\w+), ", n, lambda m: f"q.store({m[1]}, 1 + "
+    ),
+    "wrong constant": lambda s, n: nth(
+        s, r"real\((\d+\.\d+)f\)", n, lambda m: f"real({float(m[1]) * 1.001!r}f)"
+    ),
+    "another function": lambda s, n: nth(
+        s,
+        r"q\.(sigmoid|rsqrt|exp|cos|sin|tanh)\(",
+        n,
+        lambda m: {"cos": "q.sin(", "sin": "q.cos("}.get(m[1], "q.sqrt("),
+    ),
+    "branches swapped": lambda s, n: nth(
+        s, r"\? real\((.*?)\) : real\((.*?)\)\)", n, lambda m: f"? real({m[2]}) : real({m[1]}))"
+    ),
+    "a statement less": lambda s, n: nth(s, r"\n +q\.(store|dot|merge)\(.*;", n, lambda m: ""),
+    "pointers too far": _more(r"(q\.skip\()(\d+)(\))", 1),
+    "scratch on scratch": _more(r"(q\.template scratch<float>\()(\d+)(\))", -64),
+    "attention rows": _more(r"(q\.attend\(.*?, )(\d+)(, \d+, s)", 1),
+    "attention block": _more(r"(q\.(?:attend|merge)\(.*?, )(128)(, )", 1),
+    "key distance": _more(r"(q\.attend\(.*?, s\d+, )(\d+)(, s\d+, \d+, \d+,)", 1),
+    "unit overlap": _more(r"(q\.units\(q\.share\(.*?\), )(\d+)(, )", -1),
+    "unit place": _more(r"(\+ f\d+ \* )(\d+)()", 1),
+    "a choice more": _more(r"(q\.topk\(\d+, )(\d+)(, )", 1),
+    "smallest for largest": lambda s, n: nth(
+        s, r"(q\.topk\(\d+, \d+, )true", n, lambda m: f"{m[1]}false"
+    ),
+    "phases swapped": lambda s, n: nth(
+        s, r"( +q\.enter.*\n)( +q\.enter.*\n)", n, lambda m: m[2] + m[1]
+    ),
+    "early fetch": lambda s, n: nth(s, r"q\.prefetch\(s\d+", n, lambda m: "q.prefetch(s0"),
+    "larger for smaller": lambda s, n: nth(s, r"q\.smaller", n, lambda m: "q.larger"),
+    "missing rescale": lambda s, n: nth(s, r" / q\.load\(\w+, \w+\)", n, lambda m: ""),
+}
+
+
+def _overlapping(t: Tables, n: int) -> Tables | None:
+    """One buffer of the arena moved onto another."""
+    names = [b.name for b in t.slots if b.role == "temp"]
+    a, b = names[n % len(names)], names[(n // len(names) + n + 1) % len(names)]
+    return attrs.evolve(t, offsets={**t.offsets, a: t.offsets[b]})
+
+
+def _exchanged(t: Tables, n: int) -> Tables | None:
+    """Two pointers of equal shape and type exchanged."""
+    slots = list(t.slots)
+    k = n % len(slots)
+    for j in range(k + 1, len(slots)):
+        a, b = slots[k], slots[j]
+        if a != b and (a.shape, a.dtype, a.role) == (b.shape, b.dtype, b.role):
+            slots[k], slots[j] = b, a
+            return attrs.evolve(t, slots=tuple(slots))
+    return None
+
+
+def _repeated(t: Tables, n: int) -> Tables | None:
+    counts = list(t.repeats)
+    if not counts:
+        return None
+    counts[n % len(counts)] += 1 if n % 2 else -1
+    return attrs.evolve(t, repeats=tuple(counts))
+
+
+TABLES: dict[str, Callable[[Tables, int], Tables | None]] = {
+    "arena overlap": _overlapping,
+    "exchanged pointers": _exchanged,
+    "a layer more or less": _repeated,
+}
+
+
+def lies(
+    source: str, tables: Tables, seed: int, kinds: Sequence[str] = ()
+) -> Iterator[tuple[str, str, Tables]]:
+    """Kind, source and tables of one lie after another, for ever, each kind in its turn."""
+    pick = random.Random(seed)
+    told = {**LIES, **MORE}
+    words = list(kinds or (*told, *TABLES))
+    seen: set[tuple[str, str]] = set()
+    dull: Counter[str] = Counter()
+    while words:
+        for kind in list(words):
+            n = pick.randrange(10_000)
+            text, table = source, tables
+            if kind in TABLES:
+                table = TABLES[kind](tables, n) or tables
+            else:
+                text = told[kind](source, n) or source
+            same = text == source and table.text() == tables.text()
+            if same or (text, table.text()) in seen:
+                dull[kind] += 1
+                if dull[kind] > 20:
+                    words.remove(kind)
+                continue
+            seen.add((text, table.text()))
+            yield kind, text, table
+
+
+def plan_of(name: str, layers: int = 2) -> KernelPlan:
+    """The decode kernel of one of the small models."""
+    config = CONFIGS[name]()
+    config.num_hidden_layers = layers
+    model = AutoModelForCausalLM.from_config(config).eval()
+    step = capture_decode(model, LENGTH, ROWS)
+    return compile_program(step.program, "", name, {s.name: ROWS for s in step.program.symbols})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(CONFIGS), choices=CONFIGS)
+    parser.add_argument("--mutants", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    plans = {name: plan_of(name, 4 if name == "llama" else 2) for name in options.models}
+    streams = {}
+    for k, (name, plan) in enumerate(plans.items()):
+        tables = tables_of(plan)
+        honest = prove_kernel(plan.program, plan.source, tables)
+        print(f"{name}: {honest.verdict} {honest.reason}", flush=True)
+        if honest.verdict != "proved":
+            raise SystemExit(f"{name}: the honest kernel is refused")
+        streams[name] = lies(plan.source, tables, options.seed + k)
+    counts: Counter[str] = Counter()
+    accepted = told = 0
+    while told < options.mutants and streams:
+        name = list(streams)[told % len(streams)]
+        found = next(streams[name], None)
+        if found is None:
+            del streams[name]
+            continue
+        kind, source, tables = found
+        told += 1
+        result = prove_kernel(plans[name].program, source, tables)
+        counts[f"{kind}: {result.verdict}"] += 1
+        if result.verdict == "proved":
+            accepted += 1
+            print(f"ACCEPTED {name} {kind}\n{_change(plans[name].source, source)}", flush=True)
+    for what, times in sorted(counts.items()):
+        print(f"{times:4d} {what}")
+    print(f"{accepted} of {told} lies accepted")
+    if accepted:
+        raise SystemExit(1)
+
+
+def _change(old: str, new: str) -> str:
+    pairs = zip(old.splitlines(), new.splitlines(), strict=False)
+    return "\n".join(f"- {a}\n+ {b}" for a, b in pairs if a != b)[:3000]
+
+
+if __name__ == "__main__":
+    main()
