@@ -61,12 +61,6 @@ def test_scores_and_loss_in_parts_of_the_rows() -> None:
     assert found.verdict == "proved", found.reason
 
 
-def test_a_mixture_of_experts_is_unknown() -> None:
-    found = prove_task(sharded("mixtral", 13, 4), hooks(), refute=False)
-    assert found.verdict == "unknown"
-    assert "experts" in found.reason
-
-
 def test_the_file_is_checked_again_by_both_solvers(tmp_path: Path) -> None:
     found = prove_task(sharded("gpt2", 13, 4, "ring"), hooks())
     again = verify(found.save(tmp_path / "gpt2.cert"), solver="both")
