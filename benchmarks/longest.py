@@ -1,12 +1,12 @@
 """The longest input that fits in the peak the eager model has at a usual length.
 
-    python -m benchmarks.longest gpt2 --layers 2
-    python -m benchmarks.longest esmfold --base 256
-    python -m benchmarks.longest unet2d-condition --base 64
+    python -m benchmarks.longest gpt2 --layers 2 --limit 65536
+    python -m benchmarks.longest esmfold
+    python -m benchmarks.longest unet2d-condition --run 320
 
 The eager graph is run at the base length and its peak becomes the budget. Longer inputs are only
-planned, with unwritten weights and inputs, until the longest that fits is found; that one is run
-and measured.
+planned, with unwritten weights and inputs, until the longest that fits is found; that one, or a
+shorter one that is said, is run and measured.
 """
 
 from __future__ import annotations
@@ -37,16 +37,18 @@ def search(job: Job, base: int, limit: int, near: float) -> tuple[int, list[dict
             raise RuntimeError(answer["error"])
         return not refused
 
-    good, bad = base, 2 * base
-    while bad <= limit and fits(bad):
-        good, bad = bad, 2 * bad
+    good, bad = base, min(2 * base, limit)
+    while bad > good and fits(bad):
+        good, bad = bad, min(2 * bad, limit)
     while bad - good > max(step, near * good):
         middle_ = (good + bad) // 2 // step * step
         good, bad = (middle_, bad) if fits(middle_) else (good, middle_)
     return good, tried
 
 
-def longest(case: str, base: int, layers: int | None, limit: int, near: float) -> dict[str, Any]:
+def longest(
+    case: str, base: int, layers: int | None, limit: int, near: float, ran: int | None
+) -> dict[str, Any]:
     eager = Job(case, "graph", "memory", length=base, layers=layers, runs=2)
     first = run(eager)
     peak = middle(first)
@@ -56,24 +58,35 @@ def longest(case: str, base: int, layers: int | None, limit: int, near: float) -
     print(f"{case}: eager graph at {base} takes {mib(budget)} MiB", flush=True)
     job = attrs.evolve(eager, mode="chunk", memory=budget, runs=1)
     length, tried = search(job, base, limit, near)
-    confirmed = run(attrs.evolve(job, length=length), timeout=3 * 3600)
+    ran = min(ran or length, length)
+    confirmed = run(attrs.evolve(job, length=ran), timeout=3 * 3600)
     unfit = [t for t in tried if "error" in t]
     return {
         "key": f"{case} {base} {layers or ''}", "case": case, "base": base, "layers": layers,
-        "budget": budget, "eager": first, "length": length, "tried": tried,
+        "budget": budget, "eager": first, "length": length, "tried": tried, "ran": ran,
         "confirmed": confirmed,
         "binds": min(unfit, key=lambda t: t["length"])["error"] if unfit else None,
     }  # fmt: skip
 
 
-HEAD = ("model", "layers", "base", "budget MiB", "longest", "times", "measured MiB", "kept")
+HEAD = (
+    "model",
+    "layers",
+    "base",
+    "budget MiB",
+    "longest",
+    "times",
+    "run at",
+    "measured MiB",
+    "kept",
+)
 
 
 def summary(row: dict[str, Any]) -> list[object]:
     samples = row["confirmed"].get("samples")
     return [
         row["case"], row["layers"], row["base"], mib(row["budget"]), row["length"],
-        f"×{row['length'] / row['base']:.1f}",
+        f"×{row['length'] / row['base']:.1f}", row["ran"],
         mib(max(samples)) if samples else row["confirmed"]["error"],
         None if not samples else "yes" if max(samples) <= row["budget"] else "NO",
     ]  # fmt: skip
@@ -88,11 +101,12 @@ def main() -> None:
     options.add_argument("--layers", type=int, help="fewer layers, to keep the run short")
     options.add_argument("--limit", type=int, default=1 << 20, help="do not look further")
     options.add_argument("--near", type=float, default=0.03)
+    options.add_argument("--run", type=int, help="run here, where the longest takes hours")
     given = options.parse_args()
     rows = []
     for case in given.cases:
         base = given.base or BASES.get(case) or CASES[case].real
-        rows.append(longest(case, base, given.layers, given.limit, given.near))
+        rows.append(longest(case, base, given.layers, given.limit, given.near, given.run))
         save("longest", rows, {"threads": 2, "near": given.near})
     print(table(HEAD, [summary(row) for row in rows]))
 

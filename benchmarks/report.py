@@ -92,8 +92,9 @@ SECTIONS = (
         "× 12 for GPT-2, × 5 in side length for ESMFold's block and the U-Net, or what is reached "
         "and what binds. Found by planning, confirmed by running.",
         (
-            "benchmarks.longest gpt2 --layers 2 --limit 49152",
-            "benchmarks.longest esmfold unet2d-condition",
+            "benchmarks.longest gpt2 --layers 2 --limit 65536",
+            "benchmarks.longest esmfold",
+            "benchmarks.longest unet2d-condition --run 320",
         ),
         longest.HEAD,
         _each(longest.summary),

@@ -226,3 +226,15 @@ def test_windows(h: int, k: int, s: int, p: int, groups: int) -> None:
 def test_a_wrong_meaning_is_noticed() -> None:
     with pytest.raises(AssertionError):
         torch.testing.assert_close(meaning(aten.sub.Tensor, rand(2), rand(2))[0] + 1, rand(2))
+
+
+@pytest.mark.parametrize("reduction", [1, 2])
+@some
+@given(a=sizes, b=sizes, weighted=st.booleans(), images=st.booleans())
+def test_cross_entropy(reduction: int, a: int, b: int, weighted: bool, images: bool) -> None:
+    """Rows that do not count, weights of classes, targets of several dims."""
+    shape = (a, b, 3) if images else (a, b)
+    target = torch.arange(a * (3 if images else 1)).reshape((a, 3) if images else (a,)) % b
+    target.view(-1)[1:2] = -100
+    weight = rand(b) if weighted else None
+    agrees(aten.cross_entropy_loss.default, rand(*shape), target, weight, reduction, -100, 0.0)

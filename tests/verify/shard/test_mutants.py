@@ -10,7 +10,7 @@ from quire.shard_proof import hooks
 from tests.verify.shard.cases import sharded
 from tools.mutate_shard import judge, lies
 
-EACH = 6
+EACH = 5
 
 
 @pytest.mark.parametrize("way", ["ulysses", "ring", "gathered", "hybrid"])

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 import quire
-from quire.shard_proof import hooks
+from quire.plan.shard.head import only_losses
+from quire.shard_proof import hooks, task
+from quire.sharding import built, names_of, plan_shards, topology_of
 from quire.verify.certificate import verify
 from quire.verify.prove import reset
 from quire.verify.shard.applied import Applied
 from quire.verify.shard.prove import prove_task
-from tests.verify.shard.cases import sharded
+from tests.verify.shard.cases import captured, sharded
 
 WAYS = ("ulysses", "ring", "gathered", "hybrid")
 
@@ -48,10 +50,15 @@ def test_more_ranks_take_no_more_proof(ranks: int) -> None:
     assert found.verdict == "proved", found.reason
 
 
-def test_a_mixture_of_experts_is_unknown() -> None:
-    found = prove_task(sharded("mixtral", 13, 4), hooks(), refute=False)
-    assert found.verdict == "unknown"
-    assert "experts" in found.reason
+def test_scores_and_loss_in_parts_of_the_rows() -> None:
+    model, program = captured("llama", 13)
+    program = only_losses(program)
+    plan = plan_shards(program, 4, topology_of(None, "cpu"))
+    made = built(model, program, attrs.evolve(plan, head_parts=3))
+    goal = task(program, plan, made.functions, names_of(model, program))
+    assert "cross_entropy_in_parts" in made.functions[-1].source
+    found = prove_task(goal, hooks())
+    assert found.verdict == "proved", found.reason
 
 
 def test_the_file_is_checked_again_by_both_solvers(tmp_path: Path) -> None:

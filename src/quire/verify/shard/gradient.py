@@ -22,10 +22,15 @@ from quire.verify.value import NotShown
 STOPS = {"detach", "detach_", "detach_copy", "no_grad", "data", "requires_grad_", "max_ranks"}
 
 
-def gradient_claims(task: Task, reduction: str, equal: tuple[str, ...]) -> tuple[Claim, ...]:
-    """One claim for each loss of the program: that all parameters' gradients are the model's."""
+def gradient_claims(
+    task: Task, reduction: str, equal: tuple[str, ...], missing: str = ""
+) -> tuple[Claim, ...]:
+    """One claim for each loss of the program: that all parameters' gradients are the model's.
+    `missing` is what of the forward claims `equal` is not shown."""
     made = []
     try:
+        if missing:
+            raise NotShown(f"it rests on outputs that are not shown: {missing}")
         _nothing_stops(task)
         how = _mean(reduction, task.ranks)
         verdict: Any = "proved"

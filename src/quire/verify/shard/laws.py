@@ -62,5 +62,6 @@ SHARD_LAWS = (
         "attention-backward",
         "the registered backward of ring_attention is the derivative of what it computes",
     ),
+    Law("replicas", "all ranks hold the same parameters and are given the same batch"),
     Law("autograd", "torch's backward of an ATen op is the derivative of what it computes"),
 )

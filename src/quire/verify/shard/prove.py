@@ -66,7 +66,7 @@ def prove_task(
     own = (*_tables(orders, hooks), *_texts(hooks), *ways)
     before = tuple(c.id for c in (*base, *own))
     equal = _equalities(steps, task, before)
-    gradients = gradient_claims(task, hooks.reduction, tuple(c.id for c in equal))
+    gradients = gradient_claims(task, hooks.reduction, tuple(c.id for c in equal), reason)
     claims = (*base, *own, *equal, *gradients)
     if not reason:
         open_ = [c for c in claims if c.verdict != "proved"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -81,8 +82,12 @@ class Meeting:
         threads = [threading.Thread(target=one, args=(r,), daemon=True) for r in range(self.ranks)]
         for thread in threads:
             thread.start()
+        end = time.monotonic() + 5 * SECONDS
         for thread in threads:
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            self.barrier.abort()
+            raise RuntimeError("ranks that do not end")
         if errors:
             raise errors[0]
         return results

@@ -57,6 +57,9 @@ class Local:
     def contiguous(self) -> Local:
         return self
 
+    def __mul__(self, other: Any) -> Any:
+        return call(torch.ops.aten.mul, (self, other), {})
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name.endswith("_"):
             raise AttributeError(name)
