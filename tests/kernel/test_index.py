@@ -98,3 +98,9 @@ def test_heads_of_a_row_join_without_division():
     k = Var("k", 64)
     place = ix.reindex((k,), (64,), (4, 16))
     assert ix.flatten(place, (4, 16)) == k
+
+
+def test_literals_of_two_kinds_are_two() -> None:
+    assert Num(2) != Num(2.0)
+    assert Num(1) != Num(True)
+    assert len({Num(2), Num(2.0), Num(2)}) == 2

@@ -27,7 +27,9 @@ Kind = Literal["int", "float", "bool"]
 
 @attrs.frozen(cache_hash=True)
 class Num:
-    value: int | float | bool
+    """A literal: 2 indexes, 2.0 multiplies, and neither stands for the other."""
+
+    value: int | float | bool = attrs.field(eq=lambda v: (type(v), v))
 
 
 @attrs.frozen(cache_hash=True)
