@@ -30,12 +30,14 @@ def search(job: Job, base: int, limit: int, near: float) -> tuple[int, list[dict
 
     def fits(length: int) -> bool:
         answer = run(attrs.evolve(job, what="plan", length=length))
+        if "error" in answer:
+            if not answer["error"].startswith("BudgetError"):
+                raise RuntimeError(answer["error"])
+            # The lines after the first name files of this machine.
+            answer["error"] = answer["error"].splitlines()[0]
         tried.append({"length": length, **answer})
-        print(f"  {length}: {answer.get('error', 'fits').splitlines()[0]}", flush=True)
-        refused = answer.get("error", "").startswith("BudgetError")
-        if "error" in answer and not refused:
-            raise RuntimeError(answer["error"])
-        return not refused
+        print(f"  {length}: {answer.get('error', 'fits')}", flush=True)
+        return "error" not in answer
 
     good, bad = base, min(2 * base, limit)
     while bad > good and fits(bad):

@@ -8,8 +8,8 @@ their own run by the function that the ONNX standard defines them by, where it g
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ import quire.capture.onnx_views  # noqa: F401  (fills the table of rules)
 from quire.capture.export import export
 from quire.capture.onnx_table import DTYPES, RULES, SYMBOLIC, Node, NotStaticError, to_torch
 from quire.errors import CaptureError
+
+_log = logging.getLogger(__name__)
+
+REFUSALS = (IndexError, TypeError, ValueError, RuntimeError, NotImplementedError)
+"""What ONNX's reference raises for a node that it does not take."""
 
 FOLDED = 1 << 16
 """Elements up to which known operands are folded: larger ones are weights."""
@@ -184,9 +189,10 @@ class OnnxModule(nn.Module):
             if node.op in SYMBOLIC and (symbolic or node.op == "ConstantOfShape"):
                 return SYMBOLIC[node.op](node, *given)
             if not symbolic and (node.domain, node.op) not in self._functions:
-                # What the reference cannot take, our own rule may.
-                with suppress(IndexError, TypeError, ValueError, RuntimeError, NotImplementedError):
+                try:
                     return _fold(step, given, node.version)
+                except REFUSALS as error:  # our own rule may take it, or says why not
+                    _log.debug("%s is not folded: %s", node.op, error)
         function = RULES.get(node.op) if node.domain == "" else None
         if function is not None:
             return function(node, given, self._tensor_of(step))

@@ -20,7 +20,8 @@ from quire.verify.meaning.table import apply, named
 from quire.verify.memory import Tensor, empty, fresh
 from quire.verify.number import Int, Real, divided, plain, wrap
 from quire.verify.poly import ONE, Poly, variable
-from quire.verify.value import NoMeaning, NotShown, Value, dim_in, narrow, require
+from quire.verify.value import NoMeaning, NotShown, Value, require
+from quire.verify.views import dim_in, narrow
 
 MAY_COPY = {"reshape", "flatten", "contiguous", "to"}
 IN_PLACE = {"softmax", "_softmax"}

@@ -21,7 +21,6 @@ from quire.verify.value import (
     NotShown,
     Shape,
     Value,
-    View,
     build,
     convert,
     indices,
@@ -29,6 +28,7 @@ from quire.verify.value import (
     require,
     same_size,
 )
+from quire.verify.views import View
 
 _count = itertools.count()
 

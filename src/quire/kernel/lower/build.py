@@ -45,7 +45,7 @@ from quire.kernel.ir import (
 )
 from quire.kernel.lower import contraction, pointwise, reduce, view  # noqa: F401  (fill the table)
 from quire.kernel.lower.store import Store
-from quire.kernel.lower.table import RULES, Tensor, as_kind, aten
+from quire.kernel.lower.table import RULES, NotLoweredError, Tensor, as_kind, aten
 
 LARGE_BODY = 1
 """Operators in a pointwise expression from which on it is stored when several ops read it."""
@@ -135,7 +135,7 @@ class _Builder(Store):
             )
         try:
             return function(self, op)
-        except NotImplementedError as error:
+        except NotLoweredError as error:
             raise MissingRuleError(
                 f"{op.target}: {error} cannot be fused", where=str(op.where)
             ) from error

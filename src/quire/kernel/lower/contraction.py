@@ -9,7 +9,7 @@ from quire.capture.program import Op, Operand
 from quire.flow.rules.contraction import spell
 from quire.kernel import index as ix
 from quire.kernel.ir import Expr, Fold, Num, Size, Soft
-from quire.kernel.lower.table import Lowering, Tensor, as_float, as_kind, c, rule
+from quire.kernel.lower.table import Lowering, NotLoweredError, Tensor, as_float, as_kind, c, rule
 
 Index = tuple[Expr, ...]
 
@@ -112,7 +112,7 @@ def convolution(low: Lowering, op: Op) -> Tensor:
     source, weight = low.tensor(op["input"]), low.tensor(op["weight"])
     rank, groups = source.ndim - 2, op["groups"]
     if op.get("transposed"):
-        raise NotImplementedError("a transposed convolution")
+        raise NotLoweredError("a transposed convolution")
     stride, padding, dilation = (_each(op[k], rank) for k in ("stride", "padding", "dilation"))
     per_group = op.out.shape[1] // groups
 
@@ -145,7 +145,7 @@ def convolution(low: Lowering, op: Op) -> Tensor:
 
 def _each(value: Any, rank: int) -> list[int]:
     if isinstance(value, str):
-        raise NotImplementedError(f"padding={value!r}")
+        raise NotLoweredError(f"padding={value!r}")
     values = [value] if isinstance(value, int) else list(value)
     return values * rank if len(values) == 1 else values
 

@@ -10,7 +10,7 @@ import torch
 
 from quire.capture.program import Op
 from quire.kernel.ir import Expr, Num, kind
-from quire.kernel.lower.table import Lowering, Tensor, as_float, as_kind, c, rule
+from quire.kernel.lower.table import Lowering, NotLoweredError, Tensor, as_float, as_kind, c, rule
 
 
 def elementwise(
@@ -255,7 +255,7 @@ def compare(low: Lowering, op: Op) -> Tensor:
 def _no_bits(op: Op) -> None:
     """Truth values only: the loop IR has no arithmetic on bits."""
     if op.out.dtype != torch.bool:
-        raise NotImplementedError(f"bits of {op.out.dtype}")
+        raise NotLoweredError(f"bits of {op.out.dtype}")
 
 
 @rule("logical_and.default __and__.Tensor bitwise_and.Tensor")

@@ -10,7 +10,7 @@ import torch
 from quire.capture.program import Op, Size
 from quire.kernel import index as ix
 from quire.kernel.ir import Expr, Fold, Num, Soft, kind
-from quire.kernel.lower.table import Lowering, Tensor, as_float, as_kind, c, rule
+from quire.kernel.lower.table import Lowering, NotLoweredError, Tensor, as_float, as_kind, c, rule
 
 Index = tuple[Expr, ...]
 
@@ -155,7 +155,7 @@ def sort(low: Lowering, op: Op) -> tuple[Tensor, Tensor]:
     dim = op["dim"] % source.ndim
     size = source.shape[dim]
     if not isinstance(size, int):
-        raise NotImplementedError("a sort along a dim of runtime length")
+        raise NotLoweredError("a sort along a dim of runtime length")
     return low.topk(source, dim, size, bool(op["descending"]))
 
 

@@ -20,6 +20,11 @@ from quire.kernel.ir import Buffer, Call, Expr, Num, Read, Size, Var, kind
 aten: Any = torch.ops.aten
 
 
+class NotLoweredError(Exception):
+    """A rule does not take this argument of its op. The walk raises MissingRuleError from it, with
+    the op and its place in the model."""
+
+
 @attrs.frozen(eq=False)
 class Tensor:
     """`at(index)` is the element there; `index` has one integer expression for each dim."""

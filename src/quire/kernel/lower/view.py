@@ -10,7 +10,7 @@ import torch
 from quire.capture.program import Op, Operand
 from quire.kernel import index as ix
 from quire.kernel.ir import Expr, Num, Size
-from quire.kernel.lower.table import Lowering, Tensor, as_kind, c, rule
+from quire.kernel.lower.table import Lowering, NotLoweredError, Tensor, as_kind, c, rule
 
 Index = tuple[Expr, ...]
 
@@ -202,7 +202,7 @@ def pad(low: Lowering, op: Op) -> Tensor:
     """Constants around a tensor, or less of it where an amount is negative."""
     source, amounts = low.tensor(op["self"]), op["pad"]
     if op.get("mode", "constant") != "constant":
-        raise NotImplementedError(f"padding by {op['mode']}")
+        raise NotLoweredError(f"padding by {op['mode']}")
     fill = as_kind(Num(op["value"] or 0), op.out.dtype)
     before = {source.ndim - 1 - k // 2: amounts[k] for k in range(0, len(amounts), 2)}
 
@@ -223,7 +223,7 @@ def diff(low: Lowering, op: Op) -> Tensor:
     """Differences of neighbours, once (`n` = 1)."""
     source, dim = low.tensor(op["self"]), op["dim"] % op.out.ndim
     if op["n"] != 1 or op["append"] is not None:
-        raise NotImplementedError("n other than 1, or an appended part")
+        raise NotLoweredError("n other than 1, or an appended part")
     first = None if op["prepend"] is None else low.tensor(op["prepend"])
     lead = 0 if first is None else first.shape[dim]
 

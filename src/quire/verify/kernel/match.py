@@ -20,7 +20,8 @@ from quire.verify.original import Original
 from quire.verify.poly import Poly, poly, product, single, substitute
 from quire.verify.sizes import Sizes
 from quire.verify.term.core import RANGES
-from quire.verify.value import NoMeaning, NotShown, Value, build, number, reshape, through
+from quire.verify.value import NoMeaning, NotShown, Value, build, number
+from quire.verify.views import reshape, through
 
 TRIED = 24
 """Nodes looked at for one buffer, at most."""

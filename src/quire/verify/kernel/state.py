@@ -21,8 +21,9 @@ from quire.verify.kernel.tables import Tables
 from quire.verify.poly import Poly, product
 from quire.verify.same import same
 from quire.verify.structure import walk
-from quire.verify.value import NoMeaning, NotShown, Value, kind_of, through
-from quire.verify.value import permute as permuted
+from quire.verify.value import NoMeaning, NotShown, Value, kind_of
+from quire.verify.views import permute as permuted
+from quire.verify.views import through
 
 Key = tuple[str, Any]
 """A buffer: its role and name, or ("scratch", (call, name))."""

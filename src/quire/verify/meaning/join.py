@@ -16,12 +16,11 @@ from quire.verify.value import (
     build,
     convert,
     kind_of,
-    narrow,
     number,
     require,
     same_size,
-    through,
 )
+from quire.verify.views import narrow, through
 
 
 @means("cat", "concat", "concatenate")

@@ -11,7 +11,8 @@ from quire.verify.meaning.reduce import mean, moment, sum_
 from quire.verify.meaning.table import MEANING, means
 from quire.verify.meaning.view import dim_of
 from quire.verify.poly import ONE, Poly, poly
-from quire.verify.value import NoMeaning, Value, build, reshape, through
+from quire.verify.value import NoMeaning, Value, build
+from quire.verify.views import reshape, through
 
 
 @means("softmax", "_softmax", "_safe_softmax", "special_softmax")

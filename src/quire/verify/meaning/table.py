@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from quire.verify.poly import Poly
-from quire.verify.value import NoMeaning, Value, View, through
+from quire.verify.value import NoMeaning, Value
+from quire.verify.views import View, through
 
 MEANING: dict[str, Callable[..., Any]] = {}
 """Op → function of its arguments by name: `Value`s, sizes as polynomials, plain numbers."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from quire.verify import term as t
-from quire.verify import value as v
+from quire.verify import views as v
 from quire.verify.decide import divmod_, maximum, minimum
 from quire.verify.meaning.table import means, views
 from quire.verify.poly import ONE, ZERO, Poly, poly
-from quire.verify.value import NoMeaning, Value, View
+from quire.verify.value import NoMeaning, Value
+from quire.verify.views import View
 
 
 def dim_of(x: Value, dim: int, extra: int = 0) -> int:
