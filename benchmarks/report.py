@@ -94,7 +94,7 @@ SECTIONS = (
         (
             "benchmarks.longest gpt2 --layers 2 --limit 65536",
             "benchmarks.longest esmfold",
-            "benchmarks.longest unet2d-condition --limit 768 --near 0.1 --run 192",
+            "benchmarks.longest unet2d-condition --limit 768 --near 0.1 --run 320",
         ),
         longest.HEAD,
         _each(longest.summary),

@@ -3,13 +3,14 @@ conditions are equal by the solver."""
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 from typing import Any
 
 from quire.verify import term as t
 from quire.verify.decide import prove
 from quire.verify.laws import CLAIMS
-from quire.verify.poly import ZERO, Poly, atom_of, bound, variable
+from quire.verify.poly import ZERO, Atom, Poly, atom_of, bound, variable
 from quire.verify.smt import of_conditions
 from quire.verify.solver import z3_says
 from quire.verify.term import Term
@@ -18,22 +19,41 @@ Facts = tuple[Term, ...]
 
 
 def same(a: Any, b: Any, facts: Facts = (), depth: int = 60) -> bool:
-    """Whether `a = b` wherever `facts` hold. False: not shown."""
+    """Whether `a = b` wherever `facts` hold. False: not shown.
+
+    `depth` bounds the search that cuts goals into cases and ranges. Structure alone ends by itself,
+    and comes first.
+    """
+    _found.clear()
+    return _same(a, b, facts, None) or _same(a, b, facts, depth)
+
+
+_found: dict[tuple[Any, Any, Facts, int | None], bool] = {}
+"""Goals of this search and whether they were shown. What is read again under another bound
+variable is the same goal: see `_unused`."""
+
+
+def _same(a: Any, b: Any, facts: Facts, depth: int | None) -> bool:
     if a is b:
         return True
     if depth == 0:
         return False
+    key = a, b, facts, depth
+    if key not in _found:
+        _found[key] = _shown(a, b, facts, depth if depth is None else depth - 1)
+    return _found[key]
+
+
+def _shown(a: Any, b: Any, facts: Facts, depth: int | None) -> bool:
     if isinstance(a, Poly) and isinstance(b, Poly):
         return same_int(a, b, facts) or _same_calls(a, b, facts, depth)
     if isinstance(a, Poly) or isinstance(b, Poly):
         return False
     if a.bool and b.bool:
         return agree(a, b, facts)
-    return (
-        _by_structure(a, b, facts, depth)
-        or _by_ranges(a, b, facts, depth)
-        or _by_cases(a, b, facts, depth)
-    )
+    if _by_structure(a, b, facts, depth):
+        return True
+    return depth is not None and (_by_ranges(a, b, facts, depth) or _by_cases(a, b, facts, depth))
 
 
 def same_int(a: Poly, b: Poly, facts: Facts = ()) -> bool:
@@ -42,13 +62,13 @@ def same_int(a: Poly, b: Poly, facts: Facts = ()) -> bool:
     return bool(facts) and agree(t.make("eq", a - b), t.TRUE, facts)
 
 
-def _same_calls(a: Poly, b: Poly, facts: Facts, depth: int) -> bool:
+def _same_calls(a: Poly, b: Poly, facts: Facts, depth: int | None) -> bool:
     """Integers that are single values known by terms only."""
     try:
         x, y = atom_of(a), atom_of(b)
     except ValueError:
         return False
-    return x.kind == y.kind == "val" and same(x.args[0], y.args[0], facts, depth - 1)
+    return x.kind == y.kind == "val" and _same(x.args[0], y.args[0], facts, depth)
 
 
 def agree(a: Term, b: Term, facts: Facts = ()) -> bool:
@@ -56,17 +76,11 @@ def agree(a: Term, b: Term, facts: Facts = ()) -> bool:
     if a is b:
         return True
     a, b = _shared(a, b, facts)
-    if not _arithmetic(a) or not _arithmetic(b):
-        return False
     text = of_conditions(list(facts), a, b)
     if z3_says(text) != "unsat":
         return False
     for log in CLAIMS:
         log.setdefault(text, "conditions agree")
-    return True
-
-
-def _arithmetic(c: Term) -> bool:
     return True
 
 
@@ -108,7 +122,7 @@ def feasible(facts: Facts) -> bool:
 # --- piece by piece ---------------------------------------------------------------------------
 
 
-def _by_structure(a: Term, b: Term, facts: Facts, depth: int) -> bool:
+def _by_structure(a: Term, b: Term, facts: Facts, depth: int | None) -> bool:
     if a.op != b.op:
         return False
     if a.op in t.BINDERS:
@@ -132,8 +146,8 @@ def _by_structure(a: Term, b: Term, facts: Facts, depth: int) -> bool:
         (c, x, y), (d, u, v) = a.args, b.args
         return (
             agree(c, d, facts)
-            and same(x, u, (*facts, c), depth - 1)
-            and same(y, v, (*facts, t.not_(c)), depth - 1)
+            and _same(x, u, (*facts, c), depth)
+            and _same(y, v, (*facts, t.not_(c)), depth)
         )
     return _arguments(a.args, b.args, facts, depth)
 
@@ -143,7 +157,7 @@ def close(a: Fraction | int, b: Fraction | int) -> bool:
     return a == b or abs(a - b) <= abs(a) * Fraction(1, 1 << (t.CONSTANT_BITS - 4))
 
 
-def _arguments(xs: Any, ys: Any, facts: Facts, depth: int) -> bool:
+def _arguments(xs: Any, ys: Any, facts: Facts, depth: int | None) -> bool:
     if len(xs) != len(ys):
         return False
     for x, y in zip(xs, ys, strict=True):
@@ -151,26 +165,52 @@ def _arguments(xs: Any, ys: Any, facts: Facts, depth: int) -> bool:
             if not _arguments(x, y, facts, depth):
                 return False
         elif isinstance(x, Term | Poly):
-            if not isinstance(y, Term | Poly) or not same(x, y, facts, depth - 1):
+            if not isinstance(y, Term | Poly) or not _same(x, y, facts, depth):
                 return False
         elif x != y:
             return False
     return True
 
 
-def _binders(a: Term, b: Term, facts: Facts, depth: int) -> bool:
+def _binders(a: Term, b: Term, facts: Facts, depth: int | None) -> bool:
     n, m = a.args[0], b.args[0]
     if n is not m and not same_int(n, m, facts):
         return False
     if a.args[2:] != b.args[2:] and not _arguments(a.args[2:], b.args[2:], facts, depth):
         return False
-    j = variable("j", [0], [n - 1])
+    facts = _touching(facts, a.free | b.free)
+    j = _unused(n, a.free.union(b.free, *(f.free for f in facts)))
     left = t.substitute(a.args[1], {atom_of(bound(a.height, n)): j})
     right = t.substitute(b.args[1], {atom_of(bound(b.height, m)): j})
-    return same(left, right, facts, depth - 1)
+    return _same(left, right, facts, depth)
 
 
-def _matched(xs: list[Any], ys: list[Any], facts: Facts, depth: int) -> bool:
+def _touching(facts: Facts, free: frozenset[Atom]) -> Facts:
+    """The facts that speak of these atoms, or of atoms that those speak of."""
+    while True:
+        kept = tuple(f for f in facts if not f.free.isdisjoint(free))
+        wider = free.union(*(f.free for f in kept))
+        if wider == free:
+            return kept
+        free = wider
+
+
+_names: dict[tuple[int, Poly], Poly] = {}
+
+
+def _unused(size: Poly, free: frozenset[Atom]) -> Poly:
+    """The first variable of range `[0, size)` that is not in `free`: goals that differ only in how
+    deep they were met get the same one."""
+    for k in itertools.count():
+        name = _names.get((k, size))
+        if name is None:
+            name = _names[k, size] = variable(f"j{k}", [0], [size - 1])
+        if atom_of(name) not in free:
+            break
+    return name
+
+
+def _matched(xs: list[Any], ys: list[Any], facts: Facts, depth: int | None) -> bool:
     """Whether the items pair up: equal coefficient or power, same term."""
     left = [x for x in xs if not any(x[0] is y[0] and x[1] == y[1] for y in ys)]
     right = [y for y in ys if not any(x[0] is y[0] and x[1] == y[1] for x in xs)]
@@ -178,7 +218,7 @@ def _matched(xs: list[Any], ys: list[Any], facts: Facts, depth: int) -> bool:
         return False
     for x, k in left:
         for i, (y, e) in enumerate(right):
-            if close(k, e) and _alike(x, y) and same(x, y, facts, depth - 1):
+            if close(k, e) and _alike(x, y) and _same(x, y, facts, depth):
                 del right[i]
                 break
         else:
@@ -190,7 +230,7 @@ def _alike(x: Term, y: Term) -> bool:
     return x.op == y.op or "ite" in (x.op, y.op) or "sum" in (x.op, y.op)
 
 
-def _products(a: Term, b: Term, facts: Facts, depth: int) -> bool:
+def _products(a: Term, b: Term, facts: Facts, depth: int | None) -> bool:
     xs, ys = list(a.args[1]), list(b.args[1])
     guards_x = [x.args[0] for x, _ in xs if x.op == "ind"]
     guards_y = [y.args[0] for y, _ in ys if y.op == "ind"]
@@ -207,7 +247,7 @@ def _products(a: Term, b: Term, facts: Facts, depth: int) -> bool:
 # --- sums over one range against sums over its parts ------------------------------------------
 
 
-def _by_ranges(a: Term, b: Term, facts: Facts, depth: int) -> bool:
+def _by_ranges(a: Term, b: Term, facts: Facts, depth: int | None) -> bool:
     """Σ_{j<n} f(j) against sums over parts of [0, n): the one is split as the other is."""
     left, right = list(t.addends(a)), list(t.addends(b))
     common = [x for x in left if x in right]
@@ -233,7 +273,7 @@ def _by_ranges(a: Term, b: Term, facts: Facts, depth: int) -> bool:
             moved = t.substitute(body, {atom_of(bound(total.height, n)): at + j})
             piece = t.mul((t.bind("sum", size, moved, j), 1), *others, (t.const(c), 1))
             given = t.mul((x, 1), (t.const(k), 1))
-            if same(piece, given, facts, depth - 1):
+            if _same(piece, given, facts, depth):
                 at = at + size
                 del rest[i]
                 break
@@ -261,7 +301,7 @@ def _length(x: Term) -> Poly | None:
 # --- case by case -----------------------------------------------------------------------------
 
 
-def _by_cases(a: Term, b: Term, facts: Facts, depth: int) -> bool:
+def _by_cases(a: Term, b: Term, facts: Facts, depth: int | None) -> bool:
     """Both sides of the first condition that decides which value is meant."""
     for x in (a, b):
         c = _condition(x)
@@ -269,7 +309,7 @@ def _by_cases(a: Term, b: Term, facts: Facts, depth: int) -> bool:
             continue
         for case in (c, t.not_(c)):
             now = (*facts, case)
-            if feasible(now) and not same(under(a, now), under(b, now), now, depth // 2):
+            if feasible(now) and not _same(under(a, now), under(b, now), now, depth and depth // 2):
                 return False
         return True
     return False
