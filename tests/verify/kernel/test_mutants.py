@@ -22,3 +22,12 @@ def test_none_is_accepted(name: str, seed: int) -> None:
         if prove_kernel(plan.program, source, other).verdict == "proved"
     ]  # fmt: skip
     assert accepted == []
+
+
+def test_scratch_before_the_first_byte_is_refused() -> None:
+    plan = plan_of("llama")
+    lie = plan.source.replace("q.template scratch<float>(0)", "q.template scratch<float>(-64)")
+    assert lie != plan.source
+    found = prove_kernel(plan.program, lie, tables_of(plan))
+    assert found.verdict != "proved"
+    assert "leaves the worker's scratch" in found.reason

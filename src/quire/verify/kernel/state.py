@@ -276,7 +276,7 @@ class State:
                 used[read.key][3] = max(used[read.key][3], read.event.position)
         rows = list(used.items())
         for k, (key, (low, high, first, last)) in enumerate(rows):
-            if high > self.tables.scratch:
+            if low < 0 or high > self.tables.scratch:
                 raise NotShown(f"{self.name(key)} leaves the worker's scratch")
             for other, (low2, high2, first2, last2) in rows[:k]:
                 together = first <= last2 and first2 <= last
