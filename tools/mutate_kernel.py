@@ -17,6 +17,7 @@ import attrs
 
 from quire.capture.decode import capture_decode
 from quire.fusing import tables_of
+from quire.kernel.arena import lives
 from quire.kernel.compile import KernelPlan, compile_program
 from quire.verify.kernel.prove import prove_kernel
 from quire.verify.kernel.tables import Tables
@@ -31,8 +32,9 @@ def _more(pattern: str, by: int) -> Lie:
 
 
 MORE: dict[str, Lie] = {
+    # Not where an index below zero is meant, which none is.
     "shifted read": lambda s, n: nth(
-        s, r"q\.load\((\w+), (.*?)\)", n, lambda m: f"q.load({m[1]}, 1 + {m[2]})"
+        s, r"(?<!\? \()q\.load\((\w+), (.*?)\)", n, lambda m: f"q.load({m[1]}, 1 + {m[2]})"
     ),
     "shifted write": lambda s, n: nth(
         s, r"q\.store\((\w+), ", n, lambda m: f"q.store({m[1]}, 1 + "
@@ -70,26 +72,34 @@ MORE: dict[str, Lie] = {
 }
 
 
-def _overlapping(t: Tables, n: int) -> Tables | None:
-    """One buffer of the arena moved onto another."""
-    names = [b.name for b in t.slots if b.role == "temp"]
-    a, b = names[n % len(names)], names[(n // len(names) + n + 1) % len(names)]
+def _overlapping(plan: KernelPlan, t: Tables, n: int) -> Tables | None:
+    """One buffer of the arena moved onto another that is in use at the same time."""
+    found = lives(plan.phases, plan.most)
+    pairs = [
+        (a.name, b.name)
+        for a in found
+        for b in found
+        if a is not b and a.first <= b.last and b.first <= a.last
+    ]
+    a, b = pairs[n % len(pairs)]
     return attrs.evolve(t, offsets={**t.offsets, a: t.offsets[b]})
 
 
-def _exchanged(t: Tables, n: int) -> Tables | None:
-    """Two pointers of equal shape and type exchanged."""
+def _exchanged(_plan: KernelPlan, t: Tables, n: int) -> Tables | None:
+    """Two pointers of equal shape and type, to different places, exchanged."""
     slots = list(t.slots)
     k = n % len(slots)
     for j in range(k + 1, len(slots)):
         a, b = slots[k], slots[j]
-        if a != b and (a.shape, a.dtype, a.role) == (b.shape, b.dtype, b.role):
+        alike = (a.shape, a.dtype, a.role) == (b.shape, b.dtype, b.role)
+        here = a.role == b.role == "temp" and t.offsets[a.name] == t.offsets[b.name]
+        if a != b and alike and not here:
             slots[k], slots[j] = b, a
             return attrs.evolve(t, slots=tuple(slots))
     return None
 
 
-def _repeated(t: Tables, n: int) -> Tables | None:
+def _repeated(_plan: KernelPlan, t: Tables, n: int) -> Tables | None:
     counts = list(t.repeats)
     if not counts:
         return None
@@ -97,7 +107,7 @@ def _repeated(t: Tables, n: int) -> Tables | None:
     return attrs.evolve(t, repeats=tuple(counts))
 
 
-TABLES: dict[str, Callable[[Tables, int], Tables | None]] = {
+TABLES: dict[str, Callable[[KernelPlan, Tables, int], Tables | None]] = {
     "arena overlap": _overlapping,
     "exchanged pointers": _exchanged,
     "a layer more or less": _repeated,
@@ -105,9 +115,10 @@ TABLES: dict[str, Callable[[Tables, int], Tables | None]] = {
 
 
 def lies(
-    source: str, tables: Tables, seed: int, kinds: Sequence[str] = ()
+    plan: KernelPlan, seed: int, kinds: Sequence[str] = ()
 ) -> Iterator[tuple[str, str, Tables]]:
     """Kind, source and tables of one lie after another, for ever, each kind in its turn."""
+    source, tables = plan.source, tables_of(plan)
     pick = random.Random(seed)
     told = {**LIES, **MORE}
     words = list(kinds or (*told, *TABLES))
@@ -118,7 +129,7 @@ def lies(
             n = pick.randrange(10_000)
             text, table = source, tables
             if kind in TABLES:
-                table = TABLES[kind](tables, n) or tables
+                table = TABLES[kind](plan, tables, n) or tables
             else:
                 text = told[kind](source, n) or source
             same = text == source and table.text() == tables.text()
@@ -154,7 +165,7 @@ def main() -> None:
         print(f"{name}: {honest.verdict} {honest.reason}", flush=True)
         if honest.verdict != "proved":
             raise SystemExit(f"{name}: the honest kernel is refused")
-        streams[name] = lies(plan.source, tables, options.seed + k)
+        streams[name] = lies(plan, options.seed + k)
     counts: Counter[str] = Counter()
     accepted = told = 0
     while told < options.mutants and streams:

@@ -275,7 +275,7 @@ def _swapped(text: str, n: int) -> str | None:
 
 LIES: dict[str, Callable[[str, int], str | None]] = {
     "dropped barrier": lambda s, n: nth(s, r" q\.wait\(\);", n, lambda m: ""),
-    "wrong stride": lambda s, n: nth(s, r"( \* )(\d+)(\))", n, _bumped),
+    "wrong stride": lambda s, n: nth(s, r"((?<!\(0\)) \* )(\d+)(\))", n, _bumped),
     "bound too far": lambda s, n: nth(s, r"(q\.(?:each|sum|max)\()(\d+)(,)", n, _bumped),
     "bound too near": lambda s, n: nth(
         s, r"(q\.(?:each|sum|max)\()(\d+)(,)", n, lambda m: f"{m[1]}{int(m[2]) - 1}{m[3]}"
@@ -285,7 +285,7 @@ LIES: dict[str, Callable[[str, int], str | None]] = {
     ),
     "swapped pointer": _swapped,
     "missing scale": lambda s, n: nth(s, r" \* real\(0\.\d+f\)", n, lambda m: ""),
-    # The guard of a fetch is left out: to fetch no bytes changes nothing.
+    # Not the guard of a fetch: to fetch no bytes changes nothing.
     "< for <=": lambda s, n: nth(
         s, r" (<=|<) (?!\w+\.hi\) q\.prefetch)", n, lambda m: " < " if m[1] == "<=" else " <= "
     ),

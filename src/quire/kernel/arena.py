@@ -28,7 +28,9 @@ class Arena:
 
 
 @attrs.frozen
-class _Live:
+class Live:
+    """A buffer of `size` bytes, in use from phase `first` to phase `last`."""
+
     name: str
     size: int
     first: int
@@ -37,6 +39,11 @@ class _Live:
 
 def plan_arena(phases: Sequence[Phase], most: Mapping[sympy.Symbol, int]) -> Arena:
     """Places for the shared intermediates of all phases."""
+    return _pack(lives(phases, most))
+
+
+def lives(phases: Sequence[Phase], most: Mapping[sympy.Symbol, int]) -> list[Live]:
+    """When each shared intermediate is in use."""
     first: dict[Buffer, int] = {}
     last: dict[Buffer, int] = {}
     for k, phase in enumerate(phases):
@@ -45,7 +52,7 @@ def plan_arena(phases: Sequence[Phase], most: Mapping[sympy.Symbol, int]) -> Are
                 if b.role == "temp":
                     first.setdefault(b, k)
                     last[b] = k
-    return _pack([_Live(b.name, nbytes(b, most), first[b], last[b]) for b in first])
+    return [Live(b.name, nbytes(b, most), first[b], last[b]) for b in first]
 
 
 def scratch_offsets(
@@ -61,7 +68,7 @@ def scratch_offsets(
                 shared = k >= len(phase.private)
                 last[b] = len(phase.nests) if shared else max(k, last.get(b, 0))
     # In order of appearance, so that equal phases get equal offsets.
-    arena = _pack([_Live(b.name, nbytes(b, most), first[b], last[b]) for b in first], by_size=False)
+    arena = _pack([Live(b.name, nbytes(b, most), first[b], last[b]) for b in first], by_size=False)
     return arena.offsets, arena.size
 
 
@@ -73,9 +80,9 @@ def nbytes(b: Buffer, most: Mapping[sympy.Symbol, int]) -> int:
     return -(-count // ALIGN) * ALIGN
 
 
-def _pack(lives: Sequence[_Live], *, by_size: bool = True) -> Arena:
+def _pack(lives: Sequence[Live], *, by_size: bool = True) -> Arena:
     order = sorted(lives, key=lambda v: (-v.size, v.first)) if by_size else list(lives)
-    placed: list[tuple[int, _Live]] = []
+    placed: list[tuple[int, Live]] = []
     offsets: dict[str, int] = {}
     for live in order:
         rivals = sorted(

@@ -193,7 +193,8 @@ def _first(sequence: Sequence[int | Loop]) -> int | None:
 def _calls(
     sequence: Sequence[int | Loop], counts: Sequence[int], after: str, depth: int
 ) -> list[str]:
-    """Each phase, then what it may prefetch for the one that follows, then the barrier."""
+    """Each phase, then what it may prefetch for the one that follows, then the barrier. The call
+    ends with a barrier of the team's own, which is the last phase's."""
     lines: list[str] = []
     for k, item in enumerate(sequence):
         following = _first(sequence[k + 1 :])
@@ -208,7 +209,9 @@ def _calls(
                 "}",
             ]
         else:
-            lines.append(f"q.enter(); phase_{item}(q); q.skip({counts[item]}); {ahead} q.wait();")
+            line = f"q.enter(); phase_{item}(q);"
+            last = depth == 0 and k + 1 == len(sequence)
+            lines.append(line if last else f"{line} q.skip({counts[item]}); {ahead} q.wait();")
     return lines
 
 

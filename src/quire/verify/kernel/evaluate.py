@@ -27,7 +27,8 @@ from quire.verify.kernel.source import (
     Return,
     Unary,
 )
-from quire.verify.poly import ONE, ZERO, Poly, atom_of, poly, single, variable
+from quire.verify.poly import ONE, ZERO, Poly, atom_of, bound, poly, single, variable
+from quire.verify.same import same
 from quire.verify.term import Term
 from quire.verify.value import NoMeaning, NotShown, as_bool, as_int, as_real
 
@@ -294,6 +295,7 @@ class Evaluator:
             case "abs", [x]:
                 return maximum(x, -x) if is_int(x) else t.make("fn", "abs", as_real(x))
             case "exp", [x]:
+                shift_is_largest(as_real(x))
                 return t.exp(as_real(x))
             case (("idiv" | "imod"), [a, b]):
                 n = as_poly(b)
@@ -351,3 +353,16 @@ def fold(word: str, size: Poly, var: Poly, body: Any, whole: bool = False) -> An
 def fresh(name: str, size: Poly) -> Poly:
     """A loop's index; the only one of a loop of one."""
     return ZERO if size is ONE else variable(name, [0], [size - 1])
+
+
+def shift_is_largest(x: Term) -> None:
+    """Of `x = f(i) − max_j f(j)`: that the largest is taken over a range that `i` is in. A wrong
+    shift cancels in a softmax over the reals, but lets exp overflow."""
+    for c, m in t.addends(x):
+        if c != -1 or m.op != "max":
+            continue
+        n, body = m.args[0], m.args[1]
+        own, rest = atom_of(bound(m.height, n)), t.add((1, x), (1, m))
+        within = (poly(i) for i in rest.free if prove(poly(i)) and prove(n - 1 - poly(i)))
+        if not any(same(t.substitute(body, {own: i}), rest) for i in within):
+            raise NotShown(f"the largest subtracted in exp({t.show(x, 3)}) is of other values")
