@@ -1,5 +1,7 @@
 """Quire: any PyTorch model on a long sequence, within a byte budget."""
 
+from importlib.metadata import version
+
 from quire.cost.machine import machine
 from quire.errors import (
     BudgetError,
@@ -15,6 +17,8 @@ from quire.sharding import prove_shard, shard
 from quire.verify.certificate import Certificate, verify
 from quire.verify.claims import CertificateError, RefutedError, UnprovedError
 
+__version__ = version("quire")
+
 __all__ = [
     "BudgetError",
     "CaptureError",
@@ -26,6 +30,7 @@ __all__ = [
     "RankError",
     "RefutedError",
     "UnprovedError",
+    "__version__",
     "chunk",
     "fuse",
     "load",
