@@ -122,7 +122,9 @@ class FusedCausalLM(nn.Module, GenerationMixin):
                     cache.compact(attention_mask, rows)
                 keep = logits_to_keep or tokens
                 found = [self._decode(input_ids[:, t], cache) for t in range(tokens)]
-                logits = torch.stack(found[-keep:], 1)
+                # One token's are not copied: torch's threads would wake up and be in the way.
+                last = found[-keep:]
+                logits = last[0][:, None] if len(last) == 1 else torch.stack(last, 1)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)  # type: ignore[arg-type]
 
     def _decode(self, ids: torch.Tensor, cache: SlotCache) -> torch.Tensor:

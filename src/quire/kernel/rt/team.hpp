@@ -35,6 +35,8 @@ inline void relax() {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr double AWAKE = 5e-3;  // seconds a worker waits for the next call before it sleeps
+
 struct alignas(64) Place {
     std::atomic<int> phase{-1};    // the phase a worker is in
     std::atomic<int> waiting{0};   // whether it waits at the phase's end
@@ -158,11 +160,13 @@ private:
     void serve(int worker) {
         unsigned seen = 0;
         for (;;) {
-            for (int spin = 0; spin < 4000 && epoch_.load(std::memory_order_acquire) == seen; ++spin)
-                relax();
-            for (int turn = 0; turn < 50 && epoch_.load(std::memory_order_acquire) == seen; ++turn)
+            const auto called = [&] { return epoch_.load(std::memory_order_acquire) != seen; };
+            for (int spin = 0; spin < 4000 && !called(); ++spin) relax();
+            // Between two tokens little else happens: to be woken from sleep takes a millisecond.
+            const auto start = Clock::now();
+            while (!called() && std::chrono::duration<double>(Clock::now() - start).count() < AWAKE)
                 sched_yield();
-            if (epoch_.load(std::memory_order_acquire) == seen) {
+            if (!called()) {
                 std::unique_lock<std::mutex> hold(mutex_);
                 sleepers_.fetch_add(1);
                 wake_.wait(hold, [&] { return epoch_.load() != seen; });
