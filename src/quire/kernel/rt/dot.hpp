@@ -2,7 +2,7 @@
 //
 // Every element is summed the same way whatever the block it falls into: 16 lanes over k, then the
 // lanes in a fixed order. Rows of weights stream from memory once; while a block of rows is worked
-// on, the block after it is prefetched.
+// on, the block after it is prefetched (of quantised ones, which are small, the second after it).
 #pragma once
 
 #include "vec.hpp"
@@ -60,59 +60,84 @@ inline void dot_block(
         }
 }
 
+// The 32 weights of a group less its scale, in the order of their vectors.
+inline void values(const int8_group& g, vec& low, vec& high) {
+    low = load16(g.value);
+    high = load16(g.value + 16);
+}
+
+inline void values(const int4_group& g, vec& low, vec& high) {
+#if defined(__AVX512F__)
+    const __m512i wide =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(g.value)));
+    const __m512 table =
+        _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    low = (vec)_mm512_permutexvar_ps(wide, table);
+    high = (vec)_mm512_permutexvar_ps(_mm512_srli_epi32(wide, 4), table);
+#else
+    for (int i = 0; i < 16; ++i) {
+        low[i] = float((g.value[i] & 15) - 8);
+        high[i] = float((g.value[i] >> 4) - 8);
+    }
+#endif
+}
+
+// The scales of n ≤ 64 groups as floats. Copying them together first takes loads and stores only,
+// and leaves the ports that the sums need alone; a gather is slower.
+template <class G>
+inline void scales(const G* group, index_t n, float* out) {
+#if defined(__AVX512F__)
+    alignas(64) std::uint16_t half[64];
+    for (index_t g = 0; g < n; ++g) half[g] = group[g].scale;
+    for (index_t g = 0; g < n; g += 16) {
+        const __m256i bits = _mm256_load_si256(reinterpret_cast<const __m256i*>(half + g));
+        _mm512_storeu_ps(out + g, _mm512_cvtph_ps(bits));
+    }
+#else
+    for (index_t g = 0; g < n; ++g) out[g] = half_to_float(group[g].scale);
+#endif
+}
+
+template <int R, int C, class G>
+inline void dot_groups(
+    const Weights<G>& w, index_t b, const float* const (&x)[C], index_t k, vec (&acc)[R][C],
+    bool ahead) {
+    constexpr index_t BLOCK = 64, NEAR = sizeof(G) > 32 ? 1 : 2;  // groups in a cache line
+    float scale[R][BLOCK];
+    const G* row[R];
+    for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
+    const index_t next = w.row(b + R) - w.row(b), groups = k / 32;
+    for (index_t g0 = 0; g0 < groups; g0 += BLOCK) {
+        const index_t n = groups - g0 < BLOCK ? groups - g0 : BLOCK;
+        for (int r = 0; r < R; ++r) scales(row[r] + g0, n, scale[r]);
+        for (index_t i = 0; i < n; ++i) {
+            const index_t g = g0 + i;
+            for (int r = 0; r < R; ++r) {
+                if (ahead && g % NEAR == 0) __builtin_prefetch(row[r] + 2 * next + g, 0, 2);
+                vec low, high;
+                values(row[r][g], low, high);
+                const vec by = splat(scale[r][i]);
+                for (int c = 0; c < C; ++c) {
+                    const vec sum = low * load16(x[c] + g * 32) + high * load16(x[c] + g * 32 + 16);
+                    acc[r][c] += by * sum;
+                }
+            }
+        }
+    }
+}
+
 template <int R, int C>
 inline void dot_block(
     const Weights<int8_group>& w, index_t b, const float* const (&x)[C], index_t k,
     vec (&acc)[R][C], bool ahead) {
-    const int8_group* row[R];
-    for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
-    const index_t next = w.row(b + R) - w.row(b);
-    for (index_t g = 0; g < k / 32; ++g)
-        for (int r = 0; r < R; ++r) {
-            const int8_group& group = row[r][g];
-            if (ahead) __builtin_prefetch(row[r] + next + g, 0, 2);
-            const vec scale = splat(half_to_float(group.scale));
-            const vec low = load16(group.value) * scale, high = load16(group.value + 16) * scale;
-            for (int c = 0; c < C; ++c) {
-                acc[r][c] += low * load16(x[c] + g * 32);
-                acc[r][c] += high * load16(x[c] + g * 32 + 16);
-            }
-        }
+    dot_groups(w, b, x, k, acc, ahead);
 }
 
 template <int R, int C>
 inline void dot_block(
     const Weights<int4_group>& w, index_t b, const float* const (&x)[C], index_t k,
     vec (&acc)[R][C], bool ahead) {
-    const int4_group* row[R];
-    for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
-    const index_t next = w.row(b + R) - w.row(b);
-    for (index_t g = 0; g < k / 32; ++g)
-        for (int r = 0; r < R; ++r) {
-            const int4_group& group = row[r][g];
-            if (ahead) __builtin_prefetch(row[r] + next + g, 0, 2);
-            const vec scale = splat(half_to_float(group.scale));
-            vec low, high;
-#if defined(__AVX512F__)
-            const __m512i wide = _mm512_cvtepu8_epi32(
-                _mm_loadu_si128(reinterpret_cast<const __m128i*>(group.value)));
-            const __m512 table = _mm512_setr_ps(
-                -8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-            low = (vec)_mm512_permutexvar_ps(wide, table) * scale;
-            high = (vec)_mm512_permutexvar_ps(_mm512_srli_epi32(wide, 4), table) * scale;
-#else
-            for (int i = 0; i < 16; ++i) {
-                low[i] = float((group.value[i] & 15) - 8);
-                high[i] = float((group.value[i] >> 4) - 8);
-            }
-            low *= scale;
-            high *= scale;
-#endif
-            for (int c = 0; c < C; ++c) {
-                acc[r][c] += low * load16(x[c] + g * 32);
-                acc[r][c] += high * load16(x[c] + g * 32 + 16);
-            }
-        }
+    dot_groups(w, b, x, k, acc, ahead);
 }
 
 template <int R, int C, class W>

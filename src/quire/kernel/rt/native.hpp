@@ -164,35 +164,46 @@ public:
                    as, k);
     }
 
-    // Units: `outer` groups of queries that share keys × blocks of keys.
+    // Units: `outer` groups of queries that share keys × blocks of keys. A worker takes those whose
+    // middle key falls in its share of all keys, counted over units in their order.
     template <class K, class V, class Lo, class Hi, class Query, class Key, class Value, class Part,
               class Score>
     void attend(index_t outer, index_t group, index_t block, float* parts, const float* q,
                 index_t inner, const K* keys, index_t key_step, const V* values, index_t value_step,
                 index_t width, Lo lo, Hi hi, Query query, Key key, Value value, Part part,
                 Score score) const {
-        index_t unit = 0;
-        for (index_t u = 0; u < outer; ++u) {
-            index_t first = lo(u, 0), last = hi(u, 0);
+        const auto span = [&](index_t u) {
+            Span all{lo(u, 0), hi(u, 0)};
             for (index_t g = 1; g < group; ++g) {
-                first = smaller(first, index_t(lo(u, g)));
-                last = larger(last, index_t(hi(u, g)));
+                all.lo = smaller(all.lo, index_t(lo(u, g)));
+                all.hi = larger(all.hi, index_t(hi(u, g)));
             }
-            const index_t s0 = first / block, s1 = last > first ? (last - 1) / block + 1 : s0;
-            // Queries of a group go out in chunks where there are many.
-            const index_t chunk = group > 16 ? 8 : group;
-            for (index_t s = s0; s < s1; ++s)
-                for (index_t g0 = 0; g0 < group; g0 += chunk, ++unit) {
-                    if (unit % team_.size() != worker_) continue;
+            return all;
+        };
+        // Queries of a group go out in chunks where there are many.
+        const index_t chunk = group > 16 ? 8 : group, chunks = (group + chunk - 1) / chunk;
+        index_t total = 0, before = 0;
+        for (index_t u = 0; u < outer; ++u) {
+            const Span all = span(u);
+            total += larger(all.hi - all.lo, index_t(0)) * chunks;
+        }
+        for (index_t u = 0; u < outer; ++u) {
+            const Span all = span(u);
+            for (index_t j = all.lo; j < all.hi;) {
+                const index_t s = j / block, end = smaller(all.hi, (s + 1) * block), n = end - j;
+                for (index_t g0 = 0; g0 < group; g0 += chunk, before += n) {
+                    if ((2 * before + n) * team_.size() / (2 * total) != worker_) continue;
                     for (index_t g = g0; g < smaller(group, g0 + chunk); ++g) {
                         const index_t j0 = larger(index_t(lo(u, g)), s * block);
                         const index_t j1 = smaller(index_t(hi(u, g)), (s + 1) * block);
                         attend_block(
                             parts + part(u, g) + s * (width + 2), q + query(u, g), inner,
                             keys + key(u, g), key_step, values + value(u, g), value_step, width, j0,
-                            larger(j0, j1), [&](index_t j, float d) { return score(u, g, j, d); });
+                            larger(j0, j1), [&](index_t k, float d) { return score(u, g, k, d); });
                     }
                 }
+                j = end;
+            }
         }
     }
     static void merge(float* out, index_t at, index_t out_step, const float* parts, index_t part_at,
