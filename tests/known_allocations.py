@@ -4,7 +4,6 @@ test_measure.py in `quire.measure.environment()`."""
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import torch
@@ -42,8 +41,6 @@ def both() -> list[torch.Tensor]:
     return kept
 
 
-# Linux counts resident pages per processor, and adds up 32 pages late: on one, 128 KiB at most.
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 filled(SIZES[-1])
 kept = holes()
 readings = {
