@@ -8,7 +8,7 @@
 GPT-2 with 12 layers and models of Llama-7B's, 70B's and 405B's shapes, for every length from 2 to
 131072. No weight is written: the models are on the meta device. A proof should cost what its
 distinct layers cost, and for the rest what it takes to walk the graph. `--cases` proves the plans
-that `benchmarks.memory_speed` measures, at their length.
+that `benchmarks.memory_speed`, `expert` and `longest` measure, at their length.
 """
 
 from __future__ import annotations
@@ -58,29 +58,36 @@ MODELS: dict[str, tuple[Any, int, float]] = {
 """Builder, layers, and the seconds that the proof may take."""
 
 
-CASES: tuple[tuple[str, str, int | None, float | None], ...] = (
-    ("gpt2", "eager", None, 0.1),
-    ("llama", "eager", None, 0.1),
-    ("vit", "eager", None, 0.1),
-    ("unet2d-condition", "eager", None, 0.1),
-    ("esmfold", "eager", 256, 0.1125),
-    ("esmfold", "eager", 512, 0.1),
-    ("gpt2", "sdpa", None, 0.25),
-    ("llama", "sdpa", None, 0.25),
-    ("vit", "sdpa", None, 0.25),
-    ("gpt2", "eager", None, None),
-    ("llama", "eager", None, None),
-    ("vit", "eager", None, None),
-    ("unet2d-condition", "eager", None, None),
+CASES: tuple[tuple[str, str, int | None, float | int | None, int | None], ...] = (
+    ("gpt2", "eager", None, 0.1, None),
+    ("llama", "eager", None, 0.1, None),
+    ("vit", "eager", None, 0.1, None),
+    ("unet2d-condition", "eager", None, 0.1, None),
+    ("esmfold", "eager", 256, 0.1125, None),
+    ("esmfold", "eager", 512, 0.1, None),
+    ("gpt2", "sdpa", None, 0.25, None),
+    ("llama", "sdpa", None, 0.25, None),
+    ("vit", "sdpa", None, 0.25, None),
+    ("gpt2", "eager", None, None, None),
+    ("llama", "eager", None, None, None),
+    ("vit", "eager", None, None, None),
+    ("unet2d-condition", "eager", None, None, None),
+    ("esmfold", "eager", 256, 160369664, None),
+    ("gpt2", "eager", 64512, 1728200704, 2),
+    ("esmfold", "eager", 768, 638484480, None),
+    ("unet2d-condition", "eager", 320, 1078999040, None),
 )
-"""The plans that `benchmarks.memory_speed` measures: case, attention, length, budget."""
+"""The plans that `benchmarks.memory_speed` measures, then those of `expert` and `longest`: case,
+attention, length, budget, layers."""
 
 
 def _exported(item: workers.Item) -> torch.export.ExportedProgram:
     """The model of `item`: of unwritten weights, at the length of a benchmark or at any."""
     if "attention" in item:
         attention, length = item["attention"], item["length"]
-        made = build(item["model"], "real", attention, length=length, device="hollow")
+        made = build(
+            item["model"], "real", attention, length=length, layers=item["layers"], device="hollow"
+        )
         return export(made.model, made.args, made.kwargs, None)
     with torch.device("meta"):
         model = MODELS[item["model"]][0](item["layers"]).eval().requires_grad_(False)
@@ -170,11 +177,9 @@ def _models(names: list[str], depths: list[int] | None, memory: Any) -> list[wor
 
 
 def _cases() -> list[workers.Item]:
-    names = ("model", "attention", "length", "memory")
+    names = ("model", "attention", "length", "memory", "layers")
     items = [dict(zip(names, case, strict=True)) for case in CASES]
-    return [
-        {"key": " ".join(map(str, i.values())), "layers": None, "allowed": None} | i for i in items
-    ]
+    return [{"key": " ".join(map(str, i.values())), "allowed": None} | i for i in items]
 
 
 def main() -> None:
@@ -184,7 +189,7 @@ def main() -> None:
     options.add_argument("models", nargs="*", metavar="model", help=f"of {', '.join(MODELS)}")
     options.add_argument("--layers", type=int, nargs="+", help="instead of the model's own depth")
     options.add_argument("--memory", default="0.25")
-    options.add_argument("--cases", action="store_true", help="the plans of memory_speed")
+    options.add_argument("--cases", action="store_true", help="the plans of the benchmarks")
     options.add_argument("--plot", type=Path, help="write proof time against depth here, an SVG")
     options.add_argument("--worker", help=argparse.SUPPRESS)
     given = options.parse_args()

@@ -31,8 +31,9 @@ from quire.errors import CaptureError
 
 _log = logging.getLogger(__name__)
 
-REFUSALS = (IndexError, TypeError, ValueError, RuntimeError, NotImplementedError)
-"""What ONNX's reference raises for a node that it does not take."""
+REFUSALS = (IndexError, TypeError, ValueError, RuntimeError)
+"""What ONNX's reference raises for a node that it does not take. Such a node is not lost: it goes
+to our own rule, or to a CaptureError that names it."""
 
 FOLDED = 1 << 16
 """Elements up to which known operands are folded: larger ones are weights."""
