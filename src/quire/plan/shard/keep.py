@@ -22,12 +22,33 @@ CONTENTION = 0.05
 
 @attrs.frozen
 class Region:
-    """Bytes kept for backward and at its border, seconds of its forward."""
+    """Bytes kept for backward and at its border, seconds of its forward. `rowwise` bytes of what is
+    kept are made by ops that treat each row by itself: in parts of the rows they are made again in
+    backward, a part at a time, from `edge` bytes more, in `again` seconds. `part` are the bytes of
+    one part, `extra` the seconds, once that is chosen."""
 
     module: str
     kept: int
     border: int
     seconds: float
+    rowwise: int = 0
+    edge: int = 0
+    again: float = 0.0
+    part: int = 0
+    extra: float = 0.0
+
+    def in_parts(self, parts: int) -> Region:
+        """The region with its ops on rows run in `parts` parts."""
+        if parts == 1 or not self.rowwise:
+            return self
+        return attrs.evolve(
+            self,
+            kept=self.kept - self.rowwise + self.edge,
+            rowwise=0,
+            edge=0,
+            part=-(-self.rowwise // parts),
+            extra=self.again,
+        )
 
 
 @attrs.frozen
@@ -73,15 +94,16 @@ class Row:
 
 def _one(region: Region, how: Keep) -> Row:
     hows: tuple[tuple[Region, Keep], ...] = ((region, how),)
+    extra, back = region.extra, region.kept + region.part
     if how == "keep":
-        return Row(0.0, region.kept, 0, 0, hows)
+        return Row(extra, region.kept, region.part, 0, hows)
     if how == "recompute":
-        return Row(region.seconds, region.border, region.kept, 0, hows)
+        return Row(region.seconds + extra, region.border, back, 0, hows)
     if how == "offload":
-        seconds = 2 * _copy_seconds(region.kept, region.seconds)
-        return Row(seconds, 0, region.kept, region.kept, hows)
-    seconds = region.seconds + 2 * _copy_seconds(region.border, region.seconds)
-    return Row(seconds, 0, region.kept, region.border, hows)
+        seconds = 2 * _copy_seconds(region.kept, region.seconds) + extra
+        return Row(seconds, 0, back, region.kept, hows)
+    seconds = region.seconds + 2 * _copy_seconds(region.border, region.seconds) + extra
+    return Row(seconds, 0, back, region.border, hows)
 
 
 def _copy_seconds(nbytes: int, compute: float) -> float:
@@ -92,9 +114,9 @@ def _copy_seconds(nbytes: int, compute: float) -> float:
 
 def choices(regions: tuple[Region, ...], host: float) -> list[Row]:
     """The ways that no other beats and that keep within `host` bytes of the host."""
-    groups: dict[tuple[int, int, float], list[Region]] = {}
+    groups: dict[Region, list[Region]] = {}
     for region in regions:
-        groups.setdefault((region.kept, region.border, region.seconds), []).append(region)
+        groups.setdefault(attrs.evolve(region, module=""), []).append(region)
     kinds: tuple[Keep, ...] = ("keep", "recompute", "offload", "recompute, border offloaded")
     best = [Row()]
     for members in groups.values():
