@@ -1,15 +1,18 @@
 """What to do with what each region keeps for backward: all ways worth taking.
 
 Equal regions are one group; a group takes at most two of the four kinds, in every number of each.
-Ways that another beats in seconds, bytes of the device and bytes of the host are dropped.
+Ways that another equals or beats in seconds, bytes of the device and bytes of the host are dropped.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Literal
 
 import attrs
+import torch
+from torch import Tensor
 
 Keep = Literal["keep", "recompute", "offload", "recompute, border offloaded"]
 
@@ -83,14 +86,6 @@ class Row:
             (*self.hows, *other.hows),
         )
 
-    def beats(self, other: Row) -> bool:
-        return (
-            self.seconds <= other.seconds
-            and self.still <= other.still
-            and self.back <= other.back
-            and self.host <= other.host
-        )
-
 
 def _one(region: Region, how: Keep) -> Row:
     hows: tuple[tuple[Region, Keep], ...] = ((region, how),)
@@ -112,28 +107,78 @@ def _copy_seconds(nbytes: int, compute: float) -> float:
     return max(CONTENTION * copy, copy - compute)
 
 
-def choices(regions: tuple[Region, ...], host: float) -> list[Row]:
-    """The ways that no other beats and that keep within `host` bytes of the host."""
-    groups: dict[Region, list[Region]] = {}
+@attrs.frozen(eq=False)
+class Choices:
+    """Ways to treat all regions: `[n, 4]` seconds, bytes still there, bytes of the region backward
+    is at, bytes on the host; and for each its way in every group of equal regions, `[n, groups]`."""
+
+    figures: Tensor
+    picked: Tensor
+    groups: tuple[tuple[Row, ...], ...]
+
+    def fastest(self, room: float) -> Row | None:
+        """The least seconds that hold at most `room` bytes; None if nothing does."""
+        held = self.figures[:, 1] + self.figures[:, 2]
+        seconds = torch.where(held <= room, self.figures[:, 0], math.inf)
+        best = int(seconds.argmin())
+        return self._row(best) if seconds[best] < math.inf else None
+
+    def smallest(self) -> Row:
+        """The one that holds least."""
+        return self._row(int((self.figures[:, 1] + self.figures[:, 2]).argmin()))
+
+    def _row(self, index: int) -> Row:
+        found = Row()
+        for ways, k in zip(self.groups, self.picked[index].tolist(), strict=True):
+            found += ways[k]
+        return found
+
+
+def choices(regions: tuple[Region, ...], host: float) -> Choices:
+    """The ways within `host` bytes of the host that may be best, whatever room there is."""
+    alike: dict[Region, list[Region]] = {}
     for region in regions:
-        groups.setdefault(attrs.evolve(region, module=""), []).append(region)
+        alike.setdefault(attrs.evolve(region, module=""), []).append(region)
     kinds: tuple[Keep, ...] = ("keep", "recompute", "offload", "recompute, border offloaded")
-    best = [Row()]
-    for members in groups.values():
-        ways = [
+    figures = torch.zeros(1, 4, dtype=torch.float64)
+    picked = torch.zeros(1, 0, dtype=torch.int64)
+    groups: list[tuple[Row, ...]] = []
+    for number, members in enumerate(alike.values(), 1):
+        ways = tuple(
             Row.of(tuple((r, a if i < first else b) for i, r in enumerate(members)))
             for a, b in itertools.combinations(kinds, 2)
             for first in range(len(members) + 1)
-        ]
-        ways = _frontier([w for w in ways if w.host <= host])
-        both = [a + b for a in best for b in ways]
-        best = _frontier([row for row in both if row.host <= host])
-    return best
+        )
+        groups.append(ways)
+        own = torch.tensor([[w.seconds, w.still, w.back, w.host] for w in ways]).double()
+        best = _unbeaten(own, host)
+        both = figures[:, None] + own[best][None]
+        both[..., 2] = torch.maximum(figures[:, None, 2], own[best][None, :, 2])
+        index = torch.cartesian_prod(torch.arange(len(figures)), best)
+        figures = both.flatten(0, 1)
+        # The last product is only searched once: weeding it would take longer.
+        last = number == len(alike)
+        left = figures[:, 3] <= host if last else _unbeaten(figures, host)
+        figures, index = figures[left], index[left]
+        picked = torch.cat([picked[index[:, 0]], index[:, 1:]], 1)
+    return Choices(figures, picked, tuple(groups))
 
 
-def _frontier(rows: list[Row]) -> list[Row]:
-    found: list[Row] = []
-    for row in sorted(rows, key=lambda r: (r.seconds, r.still, r.back, r.host)):
-        if not any(other.beats(row) for other in found):
-            found.append(row)
-    return found
+def _unbeaten(figures: Tensor, host: float) -> Tensor:
+    """The rows that no other equals or beats in every column, by their place."""
+    order = torch.arange(len(figures))[figures[:, 3] <= host]
+    for column in (3, 2, 1, 0):
+        order = order[figures[order, column].argsort(stable=True)]
+    kept = order[:0]
+    while len(order):
+        # Sorted, so that a row is beaten only by ones before it; the first is not.
+        head, order = order[:BLOCK], order[BLOCK:]
+        own = (figures[head][None] <= figures[head][:, None]).all(-1).tril(-1).any(1)
+        kept = torch.cat([kept, head[~own]])
+        beaten = (figures[head[~own]][None] <= figures[order][:, None]).all(-1).any(1)
+        order = order[~beaten]
+    return kept
+
+
+BLOCK = 256
+"""Rows compared with all others at once."""

@@ -234,21 +234,20 @@ def fit(needs: Needs, budget: int | None, host: float) -> Memory:
         for head_parts in HEAD_PARTS if needs.scored else (1,):
             again = needs.again if head_parts > 1 else 0.0
             working = needs.working_in(parts, head_parts)
-            for row in rows:
-                found = Memory(
-                    budget,
-                    needs.states,
-                    needs.outside,
-                    row.hows,
-                    working,
-                    row.seconds + again,
-                    head_parts,
-                    parts,
-                    needs,
+            fixed = needs.states + needs.outside + working
+
+            def made(row: Row, again=again, working=working, cut=(head_parts, parts)) -> Memory:
+                seconds = row.seconds + again
+                return Memory(
+                    budget, needs.states, needs.outside, row.hows, working, seconds, *cut, needs
                 )
+
+            row = rows.fastest(math.inf if budget is None else budget - fixed)
+            if row is not None:
+                able.append(made(row))
+            elif not able:
+                found = made(rows.smallest())
                 lowest = found if lowest is None or found.peak < lowest.peak else lowest
-                if budget is None or found.peak <= budget:
-                    able.append(found)
         if any(m.extra_seconds == 0 for m in able):
             break
     if able:
