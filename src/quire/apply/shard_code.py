@@ -240,9 +240,7 @@ class _Writer:
         return found
 
 
-def _used(
-    items: Sequence[Line | _Group | _Parts], position: int, outputs: list[str]
-) -> list[str]:
+def _used(items: Sequence[Line | _Group | _Parts], position: int, outputs: list[str]) -> list[str]:
     """What the item makes that later ones read, or the function gives."""
     used = {n for other in items[position + 1 :] for n in other.reads}
     used |= {n for o in outputs if isinstance(o, str) for n in re.findall(r"‹(\w+)›", o)}

@@ -33,11 +33,10 @@ def in_parts(
     The last part ends at the last row; rows it shares with the part before are taken from there.
     """
     found: list[list[Tensor]] = []
+    alone = False
     for first in range(0, rows, some):
         start = min(first, rows - some)
-        cut = [
-            _some_rows(x, at, rows, start, some) for x, at in zip(given, reads, strict=True)
-        ]
+        cut = [_some_rows(x, at, rows, start, some) for x, at in zip(given, reads, strict=True)]
         made = checkpoint(function, *cut, *others, use_reentrant=False)
         alone = isinstance(made, Tensor)
         parts = [made] if alone else list(made)
@@ -48,7 +47,8 @@ def in_parts(
                 for x, at in zip(parts, makes, strict=True)
             ]
         )
-    joined = tuple(_joined_rows(list(xs), at) for xs, at in zip(zip(*found), makes, strict=True))
+    results = zip(*found, strict=True)
+    joined = tuple(_joined_rows(list(xs), at) for xs, at in zip(results, makes, strict=True))
     return joined[0] if alone else joined
 
 

@@ -110,7 +110,7 @@ def _copy_seconds(nbytes: int, compute: float) -> float:
 @attrs.frozen(eq=False)
 class Choices:
     """Ways to treat all regions: `[n, 4]` seconds, bytes still there, bytes of the region backward
-    is at, bytes on the host; and for each its way in every group of equal regions, `[n, groups]`."""
+    is at, bytes on the host; and for each its way in every group of equal regions, `[n, g]`."""
 
     figures: Tensor
     picked: Tensor
@@ -145,12 +145,14 @@ def choices(regions: tuple[Region, ...], host: float) -> Choices:
     groups: list[tuple[Row, ...]] = []
     for number, members in enumerate(alike.values(), 1):
         ways = tuple(
-            Row.of(tuple((r, a if i < first else b) for i, r in enumerate(members)))
+            _some(members, first, a, b)
             for a, b in itertools.combinations(kinds, 2)
             for first in range(len(members) + 1)
         )
         groups.append(ways)
-        own = torch.tensor([[w.seconds, w.still, w.back, w.host] for w in ways]).double()
+        own = torch.tensor(
+            [[w.seconds, w.still, w.back, w.host] for w in ways], dtype=torch.float64
+        )
         best = _unbeaten(own, host)
         both = figures[:, None] + own[best][None]
         both[..., 2] = torch.maximum(figures[:, None, 2], own[best][None, :, 2])
@@ -162,6 +164,19 @@ def choices(regions: tuple[Region, ...], host: float) -> Choices:
         figures, index = figures[left], index[left]
         picked = torch.cat([picked[index[:, 0]], index[:, 1:]], 1)
     return Choices(figures, picked, tuple(groups))
+
+
+def _some(members: list[Region], first: int, a: Keep, b: Keep) -> Row:
+    """The first so many of equal regions one way, the others another: `Row.of` of them."""
+    x, y = _one(members[0], a), _one(members[0], b)
+    rest = len(members) - first
+    return Row(
+        first * x.seconds + rest * y.seconds,
+        first * x.still + rest * y.still,
+        max(x.back if first else 0, y.back if rest else 0),
+        first * x.host + rest * y.host,
+        tuple((r, a if i < first else b) for i, r in enumerate(members)),
+    )
 
 
 def _unbeaten(figures: Tensor, host: float) -> Tensor:

@@ -4,7 +4,8 @@ A *region* is the largest module that holds one attention and no other: a layer.
 keeps of it for backward is read from the graph: operands of products and of nonlinear ops, once
 each; what only moves, adds or sums is not kept. A region may keep all that, keep only what it
 reads from outside and compute again, or send either to the host and fetch it back. What treats
-each row by itself may go in parts of the rows: ops of a layer (`stretch`), scores and loss (`head`).
+each row by itself may go in parts of the rows: ops of a layer (`stretch`), scores and loss
+(`head`).
 """
 
 from __future__ import annotations

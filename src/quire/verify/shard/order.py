@@ -127,8 +127,8 @@ class Mesh:
         self.rank = variable(RANK, [0], [ranks - 1]) if rank is None else rank
 
     def flat(self, order: Order, row: Poly) -> Poly:
-        """Row `row` of this rank, or of its rows that are run, among all ranks' rows. The one row of
-        a dim of size 1 is 0."""
+        """Row `row` of this rank, or of its rows that are run, among all ranks' rows. The one row
+        of a dim of size 1 is 0."""
         first = self.rank * order.rows + (ZERO if self.start is None else self.start)
         return first + (row if order.rows > 1 else ZERO)
 
