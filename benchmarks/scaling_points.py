@@ -1,9 +1,9 @@
 """Published times of sharded attention beside the planner's model of them.
 
 Source: README of zhuzilin/ring-flash-attention at 01c8baf, and its benchmark folder: attention of
-Llama 3.1 8 B (32 heads of 128, 8 of keys), causal, bf16, 8 K tokens a GPU, 8 GPUs. Iterations a second
-of a way, and of flash attention on one GPU with an eighth of the work (as printed there, already
-divided by 8). One number of the model is fitted, MERGE_BYTES, to the points marked so.
+Llama 3.1 8 B (32 heads of 128, 8 of keys), causal, bf16, 8 K tokens a GPU, 8 GPUs. Iterations a
+second of a way, and of flash attention on one GPU with an eighth of the work (as printed there,
+already divided by 8). One number of the model is fitted, MERGE_BYTES, to the points marked so.
 """
 
 from __future__ import annotations

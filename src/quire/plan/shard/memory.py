@@ -236,19 +236,23 @@ def fit(needs: Needs, budget: int | None, host: float) -> Memory:
             again = needs.again if head_parts > 1 else 0.0
             working = needs.working_in(parts, head_parts)
             fixed = needs.states + needs.outside + working
-
-            def made(row: Row, again=again, working=working, cut=(head_parts, parts)) -> Memory:
-                seconds = row.seconds + again
-                return Memory(
-                    budget, needs.states, needs.outside, row.hows, working, seconds, *cut, needs
-                )
-
             row = rows.fastest(math.inf if budget is None else budget - fixed)
+            best = row if row is not None else rows.smallest()
+            found = Memory(
+                budget,
+                needs.states,
+                needs.outside,
+                best.hows,
+                working,
+                best.seconds + again,
+                head_parts,
+                parts,
+                needs,
+            )
             if row is not None:
-                able.append(made(row))
-            elif not able:
-                found = made(rows.smallest())
-                lowest = found if lowest is None or found.peak < lowest.peak else lowest
+                able.append(found)
+            elif lowest is None or found.peak < lowest.peak:
+                lowest = found
         if any(m.extra_seconds == 0 for m in able):
             break
     if able:
