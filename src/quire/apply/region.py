@@ -115,7 +115,7 @@ class RegionEmitter(PartReader):
         return numel
 
     def _finish(self) -> list[str]:
-        if self.spread.join is Join.CONCAT:
+        if not self.spread.join.folds:
             return []
         axis = self._axis(self.seed)
         if axis.init is None:
@@ -193,7 +193,9 @@ class RegionEmitter(PartReader):
             fold = FOLD[self.spread.join].format(out=out, part=name)
             self.lines += ["if a == 0:", f"    {out}.copy_({name}{scale})", "else:", f"    {fold}"]
             return
-        first, last = write.scale * A, write.scale * B
+        own = self._axis(step).writes[0]
+        offset = own.lo if own is not None and self.spread.join is Join.WITHIN else 0
+        first, last = write.scale * A + offset, write.scale * B + offset
         source = name
         if write.lo != 0 or write.hi != 0:
             start = self._made(step)[0]

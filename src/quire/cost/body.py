@@ -87,7 +87,7 @@ class Body:
 
     @property
     def folds(self) -> bool:
-        return self.spread.join is not Join.CONCAT
+        return self.spread.join.folds
 
     def _place(self) -> dict[fx.Node, Place]:
         """Give every part a place; slots are handed on as soon as their tenant is read last."""

@@ -190,7 +190,7 @@ class PartCosts:
         found = self._steps.get(step)
         if found is None:
             spread, cut = self.spread, self.spread.cuts[step]
-            folded = spread.join is not Join.CONCAT and step is spread.seed
+            folded = step is spread.seed and spread.join.folds
             key = step, cut, int(spread.size), folded
             shared = self.model.parts
             if key not in shared:
