@@ -181,9 +181,8 @@ class Planning:
             candidates=candidates,
         )
 
-    def planners(self, found: Callable[[], bool] = lambda: False) -> Iterator[Planned]:
-        """The variants in turn, each with its planner; the last resort only if nothing was
-        `found` before."""
+    def planners(self, *, last: bool = True) -> Iterator[Planned]:
+        """The variants in turn, each with its planner; the last resort only with `last`."""
         for k in count():
             if k == len(self._variants):
                 variant = next(self._more, None)
@@ -191,7 +190,7 @@ class Planning:
                     return
                 self._variants.append(variant)
             variant = self._variants[k]
-            if variant.last and found():
+            if variant.last and not last:
                 return
             if k == len(self._planned):
                 self._planned.append((variant, self._planner(variant.program)))
@@ -238,9 +237,14 @@ class Planning:
         return self._built(variant, planner, choices, None if memory is None else budget)
 
     def _fastest(self, room: int | None) -> tuple[list[Choice], Variant, ChunkPlanner] | None:
+        return self._best(self.planners(last=False), room) or self._best(self.planners(), room)
+
+    def _best(
+        self, planned: Iterator[Planned], room: int | None
+    ) -> tuple[list[Choice], Variant, ChunkPlanner] | None:
         best: tuple[float, list[Choice], Variant, ChunkPlanner] | None = None
         near: float | None = None
-        for variant, planner in self.planners(lambda: best is not None):
+        for variant, planner in planned:
             # Later variants do more work: none is faster than the first with room enough.
             near = near or NEAR * planner.fastest
             if (choices := planner.plan(room)) is not None:

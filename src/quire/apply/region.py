@@ -157,6 +157,9 @@ class RegionEmitter(PartReader):
             target = self.program.ops[with_it[0]].target
             self.lines.append(f"{name} = {self._buffer(step)}")
             self.lines.append(f"{ADDS[target]}({', '.join([*shown, f'out={name}'])})")
+        elif axis.join is Join.WITHIN:
+            written = next(o for o in op.operands if o.index != axis.init)
+            self.lines.append(f"{name} = {self._operand(step, written)}")
         elif place.kind == "fresh" or axis.target is not None:
             shown = self._shown(step)
             function = axis.target.__name__ if axis.target is not None else self._called(op, shown)

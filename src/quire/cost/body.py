@@ -13,7 +13,6 @@ from quire.cost.model import Model
 from quire.cost.parts import PartCosts
 from quire.flow.outs import ANY_LAYOUT, DENSE, OVERWRITES, adds_into
 from quire.flow.propagate import Spread
-from quire.flow.relation import Join
 
 TYPICAL = 1 << 10
 """Part size at which slots are compared for size."""

@@ -12,7 +12,7 @@ from quire.cost.model import LARGE, Model, rows_of
 from quire.cost.time import Work, op_seconds
 from quire.flow.outs import ADDS, ROWS_BLOCK, adds_into
 from quire.flow.propagate import Cut, Spread, Storage, reads_of, writes_of
-from quire.flow.relation import Join, Span
+from quire.flow.relation import Span
 
 
 def part_info(info: TensorInfo, need: Span | None, n: int, *, dense: bool = True) -> TensorInfo:

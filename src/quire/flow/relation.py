@@ -45,8 +45,8 @@ class Join(Enum):
     axis (online softmax). Carry each part's maximum and sum of exponentials, not their logsumexp:
     in a row masked with the dtype's lowest value the logarithm of the sum is rounded away."""
     WITHIN = "within"
-    """Parts make up a stretch of the output; the rest of it is what the operand `Axis.init` holds
-    there. They can be written over that operand where nothing else reads it any more."""
+    """A stretch of the output is the op's other operand, part by part; the rest is what the operand
+    `Axis.init` holds there. It can be written over that operand where nothing reads it any more."""
 
     @property
     def folds(self) -> bool:
