@@ -145,10 +145,11 @@ class Tensor:
         """What it holds now."""
         content = self.storage.content
         now = self._seen_in(content)
-        if self.frozen is not None and self.frozen is not content:
-            # Where torch copied, what was written since is not seen.
-            if not same(now.scalar, self._seen_in(self.frozen).scalar):
-                raise NotShown(f"{self.storage}: read after a write that a copy would not see")
+        if self.frozen is None or self.frozen is content:
+            return now
+        # Where torch copied, what was written since is not seen.
+        if not same(now.scalar, self._seen_in(self.frozen).scalar):
+            raise NotShown(f"{self.storage}: read after a write that a copy would not see")
         return now
 
     def _seen_in(self, content: Content) -> Value:
