@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import attrs
 
@@ -28,32 +29,40 @@ class Function:
     source: str
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class _Parts:
     """Items of one function that run on some rows at a time."""
 
     stretch: Stretch
     items: tuple[Line | _Group, ...]
 
-    @property
+    @cached_property
+    def own(self) -> frozenset[str]:
+        return frozenset(self.made)
+
+    @cached_property
     def made(self) -> list[str]:
         return _made(self.items)
 
-    @property
+    @cached_property
     def reads(self) -> list[str]:
         return [n for i in self.items for n in i.reads]
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class _Group:
     module: str
     items: tuple[Line | _Group | _Parts, ...]
 
-    @property
+    @cached_property
+    def own(self) -> frozenset[str]:
+        return frozenset(self.made)
+
+    @cached_property
     def made(self) -> list[str]:
         return _made(self.items)
 
-    @property
+    @cached_property
     def reads(self) -> list[str]:
         return [n for i in self.items for n in i.reads]
 
@@ -234,7 +243,7 @@ class _Writer:
         found: dict[int, list[str]] = {}
         for name, position in last.items():
             item = items[position]
-            within = not isinstance(item, Line) and name in item.made
+            within = not isinstance(item, Line) and name in item.own
             if name not in kept and not within and (name in known or name in inner):
                 found.setdefault(position, []).append(name)
         return found
