@@ -272,6 +272,7 @@ def machine() -> None:
 
 
 app.command()(reported(cli_shard.shard))
+app.command()(reported(cli_shard.mesh))
 
 
 @app.command("measured-peak", hidden=True)

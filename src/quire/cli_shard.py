@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import Annotated, Any
 
 import attrs
 import torch
+import torch.distributed as dist
 import typer
 from rich.console import Console
+from torch.distributed.device_mesh import init_device_mesh
 
 from quire.capture.export import from_exported
 from quire.capture.options import Options
 from quire.capture.target import load_target
 from quire.capture.training import export_training
 from quire.cost.collectives import TOPOLOGIES
+from quire.cost.links import measure_mesh, mesh_file, save_mesh
 from quire.errors import QuireError
 from quire.plan.shard.head import only_losses
 from quire.report.progress import Bar
@@ -113,6 +117,44 @@ def shard(
     if output is not None:
         output.write_text(json.dumps(attrs.asdict(plan), indent=1, default=str))
         out.print(f"wrote {output}", highlight=False)
+
+
+def mesh(
+    output: Annotated[Path | None, typer.Option("--out", help="Write the figures here.")] = None,
+) -> None:
+    """Measure the links between ranks, for the planner: torchrun … --no-python quire mesh."""
+    if "RANK" not in os.environ:
+        raise QuireError(
+            "quire mesh measures the links between ranks, and this is not one",
+            fix="torchrun --nproc-per-node 8 --no-python quire mesh",
+        )
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if kind == "cuda":
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        ranks = dist.get_world_size()
+        found = measure_mesh(init_device_mesh(kind, (ranks,)))
+        if local == 0:  # each node keeps the same figures
+            path = output or mesh_file(kind, ranks)
+            save_mesh(found, path)
+        if dist.get_rank() == 0:
+            for link in dict.fromkeys((found.near, found.far, found.exchange)):
+                assert link is not None
+                out.print(
+                    f"{link.name}: {1e6 * link.latency:.1f} µs, {link.bandwidth / 1e9:.2f} GB/s",
+                    highlight=False,
+                )
+            out.print(
+                f"hidden behind compute: {100 * found.hidden:.0f} %; products "
+                f"{found.flops / 1e12:.3f} TFLOP/s, attention {found.attention / 1e12:.3f}",
+                highlight=False,
+            )
+            out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
 
 
 def with_labels(model: torch.nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:

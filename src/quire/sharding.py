@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -18,6 +19,7 @@ from quire.capture.export import from_exported
 from quire.capture.program import Program
 from quire.capture.training import export_training
 from quire.cost.collectives import TOPOLOGIES, Topology
+from quire.cost.links import mesh_file, read_mesh
 from quire.errors import CaptureError, InputError, QuireError
 from quire.flow.registry import flow_of
 from quire.plan.layout import Layout
@@ -63,8 +65,9 @@ def shard(
     `memory` is a budget per device for a training step ("70GiB", bytes); layers are recomputed
     or offloaded where it asks for that.
 
-    `links` is a name of `quire.cost.collectives.TOPOLOGIES`; `ways` restricts the planner to some
-    of "ulysses", "ring", "gathered", "hybrid".
+    `links` is a name of `quire.cost.collectives.TOPOLOGIES` or a file that `quire mesh` wrote;
+    without it, what `quire mesh` measured of such a mesh, if it did. `ways` restricts the planner
+    to some of "ulysses", "ring", "gathered", "hybrid".
 
     With `verify` the text that ranks run is proved to give the model's outputs and gradients;
     `certificate` on the result says so, or what is not shown.
@@ -83,7 +86,7 @@ def shard(
     if inputs not in ("whole", "part"):
         raise InputError(f"inputs={inputs!r}", allowed='"whole" or "part"')
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
-    topology = topology_of(links, mesh.device_type)
+    topology = topology_of(links, mesh.device_type, mesh.size())
     budget = device_budget(memory)
 
     def build(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Built:
@@ -273,10 +276,16 @@ def device_budget(memory: Memory) -> int | None:
     return None if found is None else int(found)
 
 
-def topology_of(links: str | Topology | None, device: str) -> Topology:
+def topology_of(links: str | Topology | None, device: str, ranks: int = 0) -> Topology:
+    """A preset by name, a file of `quire mesh`, or, for None, what `quire mesh` measured of so many
+    ranks, else the device's preset."""
     if isinstance(links, Topology):
         return links
+    if links is not None and links.endswith(".json"):
+        return read_mesh(Path(links))
     if links is None:
+        if ranks and (path := mesh_file(device, ranks)).exists():
+            return read_mesh(path)
         name = torch.cuda.get_device_name().lower() if device == "cuda" else "cpu"
         return next((t for k, t in TOPOLOGIES.items() if k in name), TOPOLOGIES["h100"])
     if links.lower() not in TOPOLOGIES:

@@ -41,6 +41,10 @@ class Topology:
     """Attainable FLOP/s in fused attention, forward and backward; 0: as `flops`."""
     bandwidth: float = 0.0
     """Bytes/s of the device's memory; 0: not counted."""
+    exchange: Link | None = None
+    """All-to-alls as measured; None: as the links give them."""
+    hidden: float = 1.0
+    """Share of a transfer that compute can hide."""
 
     def group(self, ranks: int, stride: int = 1) -> Link:
         """The link that `ranks` devices, `stride` apart, are bound by."""
@@ -51,6 +55,8 @@ class Topology:
         the rest by the near one, at the same time. Not an all-reduce: (P−1)/P of the bytes move."""
         if ranks == 1:
             return 0.0
+        if self.exchange is not None:
+            return self.exchange.seconds(nbytes * (ranks - 1) / ranks, ranks - 1)
         inside = min(ranks, max(1, self.width // stride))
         near = nbytes * (inside - 1) / ranks
         far = nbytes * (ranks - inside) / ranks
@@ -62,6 +68,10 @@ class Topology:
     def hop(self, nbytes: float, ranks: int, stride: int = 1) -> float:
         """One step of a ring: as slow as its slowest link."""
         return 0.0 if ranks == 1 else self.group(ranks, stride).seconds(nbytes)
+
+    def exposed(self, transfer: float, compute: float) -> float:
+        """Seconds of a transfer that go on when the compute beside it is over, or slow it down."""
+        return max(transfer - compute, (1 - self.hidden) * min(transfer, compute))
 
     def all_gather(self, nbytes: float, ranks: int, stride: int = 1) -> float:
         """Ring algorithm: P−1 hops of a rank's `nbytes`."""

@@ -76,7 +76,8 @@ def candidate(
         fwd, bwd = topology.hop(hop, ring_of, parts), topology.hop(hop + back, ring_of, parts)
         step = compute / ring_of / (1 + BACKWARD)
         transfer += (ring_of - 1) * (fwd + bwd) + topology.hop(back, ring_of, parts)
-        exposed += (ring_of - 1) * (max(0, fwd - step) + max(0, bwd - BACKWARD * step))
+        both = topology.exposed(fwd, step) + topology.exposed(bwd, BACKWARD * step)
+        exposed += (ring_of - 1) * both
         exposed += topology.hop(back, ring_of, parts)
     if way in ("gathered", "rows"):
         forward += kv * (ranks - 1)
