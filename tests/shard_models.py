@@ -10,6 +10,8 @@ from torch import nn
 
 WORDS, WIDTH, SEED = 97, 32, 0
 FAMILIES = ("llama", "gpt2", "qwen3", "bert", "vit", "mixtral")
+MORE = ("bart", "whisper", "t5", "videomae")
+"""Sequences of two lengths, and one of space and time."""
 
 
 def build(
@@ -57,8 +59,45 @@ def build(
             "pixel_values": torch.randn(2, 3, 32, 32).to(dtype),
             "labels": torch.tensor([1, 3]),
         }
+    if family in MORE:
+        model, batch = _more(family, size, dtype)
     if packed:
         first = size // 3
         places = torch.cat([torch.arange(first), torch.arange(size - first)])
         batch["position_ids"] = places.expand(2, -1).contiguous()
     return model.to(dtype).train(), batch
+
+
+def _more(family: str, size: int, dtype: torch.dtype) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Encoders and decoders of other lengths, both prime; a video's patches as one sequence."""
+    torch.manual_seed(SEED)
+    ids, target = torch.randint(2, WORDS, (2, 29)), torch.randint(2, WORDS, (2, size))
+    labels = target.clone()
+    labels[:, 3:5] = -100
+    batch = {"input_ids": ids, "decoder_input_ids": target, "labels": labels}
+    halves = {f"{x}_{k}": v for x in ("encoder", "decoder") for k, v in
+              (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))}  # fmt: skip
+    common: dict[str, Any] = {"vocab_size": WORDS, "d_model": WIDTH, "use_cache": False}
+    if family == "bart":
+        places = {"max_position_embeddings": 64, "dropout": 0.0}
+        return hf.BartForConditionalGeneration(hf.BartConfig(**common, **halves, **places)), batch
+    if family == "t5":
+        shape = {"d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
+        config = hf.T5Config(**common, **shape, attn_implementation="sdpa")
+        return hf.T5ForConditionalGeneration(config), batch
+    if family == "whisper":
+        sizes = {"num_mel_bins": 8, "max_source_positions": 29, "max_target_positions": 64}
+        marks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        config = hf.WhisperConfig(
+            **common, **halves, **sizes, **marks, decoder_start_token_id=1, dropout=0.0
+        )
+        batch["input_features"] = torch.randn(2, 8, 58).to(dtype)
+        del batch["input_ids"]
+        return hf.WhisperForConditionalGeneration(config), batch
+    # Three pairs of frames of four patches: 12 rows.
+    shape = {"image_size": 16, "patch_size": 8, "num_frames": 6, "tubelet_size": 2}
+    shape |= {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = hf.VideoMAEConfig(**shape, num_attention_heads=4, num_labels=5)
+    frames = torch.randn(2, 6, 3, 16, 16).to(dtype)
+    model = hf.VideoMAEForVideoClassification(config)
+    return model, {"pixel_values": frames, "labels": torch.tensor([1, 3])}

@@ -19,7 +19,7 @@ from quire.runtime.sharded import shard_tree
 from quire.runtime.wire import Wire
 from quire.sharding import built, plan_shards, topology_of
 from tests.ranks import mesh
-from tests.shard_models import FAMILIES, build
+from tests.shard_models import FAMILIES, MORE, build
 
 WAYS = ("ulysses", "ring", "gathered", "hybrid")
 
@@ -118,6 +118,14 @@ def test_equal_to_one_process(ranks: Any, family: str, way: str) -> None:
 def test_two_ranks_by_the_planners_choice(ranks: Any, family: str) -> None:
     answers = ranks.run(_sharded, family=family, size=37, ranks=2, way=None)
     _check(answers, *_alone(family, 37))
+
+
+@pytest.mark.parametrize("family", MORE)
+def test_two_lengths_and_space_and_time(ranks: Any, family: str) -> None:
+    """Encoder and decoder spread over the same ranks, cross attention too; a video's patches."""
+    answers = ranks.run(_sharded, family=family, size=13, ranks=4, way=None)
+    assert {"ulysses", "ring", "gathered", "hybrid"} & set(answers[0]["ways"])
+    _check(answers, *_alone(family, 13))
 
 
 @pytest.mark.parametrize("way", WAYS)

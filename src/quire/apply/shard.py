@@ -159,7 +159,7 @@ class _Writer:
         make = "ranks.gather_rows({x}, {dim}, {outer}, " + self._layout(placed) + ")"
         return self._new(self._rows(name, placed, make, True), f"{name}_whole")
 
-    def _cut(self, name: str, placed: Placed, fill: str = "0.0") -> str:
+    def _cut(self, name: str, placed: Placed, fill: str = "None") -> str:
         layout = self.plan.layout(placed.size)
         if placed.routed:
             count = placed.outer * layout.local * placed.scale
@@ -174,16 +174,15 @@ class _Writer:
     def _operands(self, op: Op, step: Step) -> list[str]:
         """The value that each operand is read from."""
         names = [o.node.name for o in op.operands]
-        fill = "0.0"
-        if step.kind == "loss":
-            fill = repr(float(op["ignore_index"]))
+        ignored = repr(float(op["ignore_index"])) if step.kind == "loss" else None
         for index, placed in step.gathers:
             if step.kind != "fixed":
                 names[index] = self._gathered(names[index], placed)
         for index, placed in step.cuts:
-            names[index] = self._cut(names[index], placed, fill)
+            names[index] = self._cut(names[index], placed, ignored or "None")
         for index, placed in step.fills:
-            names[index] = self._filled(names[index], placed, _FLOAT_MAX.get(step.kind, fill))
+            fill = ignored or _FLOAT_MAX.get(step.kind, "0.0")
+            names[index] = self._filled(names[index], placed, fill)
         return names
 
     def _op(self, op: Op, step: Step, names: list[str]) -> None:

@@ -155,24 +155,39 @@ def _fold(x: Tensor, dim: int, outer: int) -> Tensor:
 
 @torch.library.custom_op("quire::my_rows", mutates_args=())
 def my_rows(
-    x: Tensor, dim: int, outer: int, size: int, ranks: int, ring: int, group: str, fill: float
+    x: Tensor,
+    dim: int,
+    outer: int,
+    size: int,
+    ranks: int,
+    ring: int,
+    group: str,
+    fill: float | None,
 ) -> Tensor:
     """This rank's rows of the whole `x`, whose `dim` holds `outer` blocks of `size`.
 
-    Rows past the end of the sequence hold `fill`.
+    Rows past the end of the sequence hold `fill`, or (None) what its last row holds: values that
+    any op of the model can be given, such as places in a table.
     """
     layout = Layout(size, ranks, ring)
     blocks = _unfold(x, dim, outer)
     shape = list(blocks.shape)
     shape[dim + 1] = layout.local
-    out = x.new_full(shape, fill)
+    if fill is None:
+        out = (
+            blocks.narrow(dim + 1, size - 1, 1)
+            .expand(shape)
+            .clone(memory_format=torch.contiguous_format)
+        )
+    else:
+        out = x.new_full(shape, fill)
     for at, start, length in layout.runs(rank_of(group)):
         out.narrow(dim + 1, at, length).copy_(blocks.narrow(dim + 1, start, length))
     return _fold(out, dim, outer)
 
 
 @my_rows.register_fake
-def _(x: Tensor, dim: int, outer: int, size: int, ranks: int, ring: int, group: str, fill: float):
+def _(x: Tensor, dim: int, outer: int, size: int, ranks: int, ring: int, group: str, fill: Any):
     shape = list(x.shape)
     shape[dim] = outer * Layout(size, ranks, ring).local
     return x.new_empty(shape)

@@ -41,10 +41,12 @@ class Ranks:
 
     def my_rows(
         self, x: Local, dim: int, outer: int, size: int, ranks: int, ring: int, group: Any,
-        fill: float,
+        fill: float | None,
     ) -> Local:  # fmt: skip
         value = x.value
         at = Place(dim % value.ndim, self.order(size, ranks, ring, group), outer)
+        if fill is None:  # nothing is claimed of padding
+            return Local(self.mesh.seen(at, value))
         return Local(self._inside(self.mesh.seen(at, value), at, fill))
 
     def fill_rows(
