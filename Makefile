@@ -10,6 +10,9 @@
 # make kernel-mutants   200 lies about emitted kernels, none accepted
 # make kernel-proving   time of the proofs of kernels up to Llama-70B and Mixtral-8x7B
 # make shard-mutants  200 wrong sharded programs and runtimes, none accepted
+# make shard-matrix   loss and gradients of every model, way, dtype and number of ranks (minutes)
+# make shard-proving  the proof of a training step of Llama 8 B's shapes on 8 ranks, within 2 minutes
+# make scaling   docs/scaling.md and its plot
 # make agree     every obligation of three whole models, by Z3 and by cvc5
 # make proving   time and memory of proofs, and their plot against depth
 #
@@ -23,7 +26,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench sanitize coverage coverage-onnx picture mutants kernel-mutants kernel-proving shard-mutants agree proving format clean
+.PHONY: demo test check bench sanitize coverage coverage-onnx picture mutants kernel-mutants kernel-proving shard-mutants shard-matrix shard-proving scaling agree proving format clean
 
 # torch goes first and alone: it is the large one, and the rest then builds on the one chosen.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -78,6 +81,15 @@ kernel-proving: $(INSTALLED)
 
 shard-mutants: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python -W ignore tools/mutate_shard_run.py 200
+
+shard-matrix: $(INSTALLED)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -W ignore tools/shard_matrix.py --steps
+
+shard-proving: $(INSTALLED)
+	PYTHONPATH=. $(BIN)/python -W ignore tools/prove_shards.py
+
+scaling: $(INSTALLED)
+	$(BIN)/python -W ignore -m benchmarks.scaling
 
 agree: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python -W ignore tools/agree.py

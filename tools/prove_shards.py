@@ -1,0 +1,60 @@
+"""Time of the proof of a sharded training step, forward and backward, at the shapes of Llama 8 B.
+
+    python tools/prove_shards.py [RANKS] [TOKENS] [LAYERS]
+
+The model is on the meta device; the plan is that of quire.shard on H100s of 80 GB, with what that
+recomputes, offloads and runs in parts. Ends with 1 if it is not proved, or not within two minutes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from quire.capture.export import from_exported
+from quire.capture.training import export_training
+from quire.plan.shard.head import only_losses
+from quire.sharding import built, plan_shards, prove_built, topology_of
+
+MOST = 120.0
+"""Seconds."""
+
+
+def main(ranks: int = 8, tokens: int = 1 << 17, layers: int = 32) -> int:
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=tokens,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16).train()
+        ids = torch.zeros(1, tokens, dtype=torch.int64)
+    started = time.perf_counter()
+    program = only_losses(
+        from_exported(export_training(model, (), {"input_ids": ids, "labels": ids.clone()}))
+    )
+    captured = time.perf_counter()
+    plan = plan_shards(program, ranks, topology_of("h100", "meta"), budget=80 * 10**9)
+    made = built(model, program, plan)
+    planned = time.perf_counter()
+    found = prove_built(model, made)
+    took = time.perf_counter() - planned
+    print(
+        f"{layers} layers, {tokens} tokens, {ranks} ranks, ops on rows in {plan.memory.parts} "
+        f"parts: captured in {captured - started:.1f} s, planned in {planned - captured:.1f} s, "
+        f"{found.verdict} in {took:.1f} s {found.reason}"
+    )
+    return 0 if found.verdict == "proved" and took <= MOST else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))
