@@ -161,10 +161,10 @@ def main() -> None:
         for k, case in enumerate(cases):
             nodes = case.model.graph.node if case.model else []
             op = nodes[0].op_type if nodes else "(no model)"
-            if options.transformers and op not in TRANSFORMERS:
-                continue
             if "_expanded" in case.name:
                 op = "(functions, expanded)"
+            if options.transformers and op not in TRANSFORMERS:
+                continue
             if is_foreign(case):
                 foreign[op] += 1
                 continue

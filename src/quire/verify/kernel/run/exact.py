@@ -1,0 +1,282 @@
+"""A kernel and the graph it came from in the finite field, compared without tolerance.
+
+The text that is compiled is run, with its tables, by several workers, one after another between two
+barriers, in two orders; of the runtime only who takes which block of keys and the sums within
+`q.dot`, `q.attend` and `q.merge` are this module's own. Nothing is shared with the symbolic proof
+but the parser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from quire.capture.program import Program, evaluate
+from quire.kernel.ir import Buffer
+from quire.verify import field
+from quire.verify.exact import ExactRun, Field
+from quire.verify.field_ops import Unsupported, attention, plainly
+from quire.verify.kernel.run.cells import Array, Cells, WrongRun
+from quire.verify.kernel.run.graph import OPS
+from quire.verify.kernel.run.machine import Worker
+from quire.verify.kernel.run.numbers import FieldNumbers, Numbers, canonical
+from quire.verify.kernel.script import epochs
+from quire.verify.kernel.source import functions
+from quire.verify.kernel.state import GROUPS, TYPES
+from quire.verify.kernel.tables import Tables
+
+WORKERS = 3
+MOST = 1 << 23
+"""Elements of inputs and weights up to which a program is run."""
+
+Lengths = Mapping[Any, int]
+Inputs = Mapping[fx.Node, Tensor]
+
+
+def exact_kernel(
+    program: Program,
+    source: str,
+    tables: Tables,
+    ranges: Mapping[str, tuple[int, int]],
+    *,
+    seeds: int = 2,
+    most: int = MOST,
+) -> ExactRun:
+    """Run `source` with `tables`, and `program`, on the same field elements. `ranges`: what the
+    integers of an input may be, by its name."""
+    lengths = small(program, tables)
+    total = sum(int(evaluate(program.info(i.node).numel, lengths)) for i in program.inputs)
+    if total > most:
+        return ExactRun(None, f"{total} elements are too many to run exactly", 0, 1.0)
+    chance = min(1.0, 2 * len(program.ops) / field.P) ** seeds
+    settles = {word.split(" ")[0] for word in tables.origin.values()}
+    for seed in range(seeds):
+        given = inputs_of(program, lengths, ranges, seed, _element)
+        order = range(WORKERS) if seed % 2 == 0 else reversed(range(WORKERS))
+        try:
+            with torch.no_grad(), _Exact():
+                want = results(program, given, settles)
+        except (Unsupported, RuntimeError, IndexError, TypeError) as error:
+            return ExactRun(None, f"the graph: {str(error).splitlines()[0]}", 0, 1.0)
+        try:
+            got = run_kernel(program, source, tables, given, lengths, FieldNumbers(), list(order))
+        except WrongRun as error:
+            return ExactRun(False, f"{error} (seed {seed})", seed + 1, 0)
+        except (Unsupported, RuntimeError, IndexError, TypeError, KeyError) as error:
+            return ExactRun(None, f"the kernel: {str(error).splitlines()[0]}", 0, 1.0)
+        for name, value in want.items():
+            if not _equal(got.get(name), value):
+                return ExactRun(False, f"{name} differs, seed {seed}", seed + 1, 0)
+    return ExactRun(True, "", seeds, chance)
+
+
+def _equal(got: Tensor | None, want: Tensor) -> bool:
+    if got is None or got.numel() != want.numel():
+        return False
+    got = got.reshape(want.shape)
+    if not want.is_floating_point():
+        return torch.equal(got.to(want.dtype), want)
+    same = (field.unpack(got)[0] == field.unpack(want)[0]) & (got.isinf() == want.isinf())
+    return bool((same | (got.isinf() & (got == want))).all())
+
+
+def small(program: Program, tables: Tables) -> dict[Any, int]:
+    """Short lengths that the kernel serves."""
+    most = {s.name: tables.longest[str(s.name)] for s in program.symbols}
+    return {s.name: max(s.lo, min(most[s.name], 3)) for s in program.symbols}
+
+
+def _element(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    p = torch.randint(0, field.P, tuple(shape), generator=generator).double()
+    return field.pack(p, torch.randint(0, field.Q, tuple(shape), generator=generator).double())
+
+
+def inputs_of(
+    program: Program, lengths: Lengths, ranges: Mapping[str, tuple[int, int]], seed: int,
+    element: Callable[[Sequence[int], torch.dtype, torch.Generator], Tensor],
+) -> dict[fx.Node, Tensor]:  # fmt: skip
+    """Seeded inputs and weights. Constants are as they are where they are no floats."""
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[fx.Node, Tensor] = {}
+    for item in program.inputs:
+        info = program.info(item.node)
+        shape = [int(evaluate(s, lengths)) for s in info.shape]
+        held = program.state.get(item.target) if item.kind != "user" else None
+        if info.dtype.is_floating_point:
+            plain = held is not None and item.kind in ("constant", "buffer")
+            made[item.node] = (
+                field.encoded(held.detach()) if plain and element is _element
+                else held.detach().clone() if plain
+                else element(shape, info.dtype, generator)
+            )  # fmt: skip
+        elif held is not None:
+            made[item.node] = held.detach().clone()
+        else:
+            low, high = ranges.get(item.target, ranges.get(item.node.name, (0, 1)))
+            high = 1 if info.dtype == torch.bool else min(high, 299)
+            made[item.node] = torch.randint(
+                max(low, 0), high + 1, shape, generator=generator
+            ).to(info.dtype)  # fmt: skip
+    return made
+
+
+# --- the graph --------------------------------------------------------------------------------
+
+
+class _Exact(Field):
+    """Ops on field elements, in the functions that kernels are written in."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        if name in OPS:
+            found = OPS[name](func, *args, **(kwargs or {}))
+            if found is not NotImplemented:
+                return found
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+class _Graph(fx.Interpreter):
+    def __init__(self, program: Program, settles: set[str]) -> None:
+        super().__init__(fx.GraphModule(nn.Module(), program.graph), garbage_collect_values=False)
+        self.settles = settles
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if self.settles and "scaled_dot_product_attention" in str(target):
+            return attention(*args, **kwargs)
+        return super().call_function(target, args, kwargs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        return _settled(made) if n.name in self.settles and n.op == "call_function" else made
+
+
+@plainly
+def _settled(x: Any) -> Any:
+    return canonical(x) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def results(program: Program, given: Inputs, settles: set[str]) -> dict[str, Tensor]:
+    """Outputs by "output k", and inputs changed in place by "input name", as the graph makes
+    them."""
+    places = [n for n in program.graph.nodes if n.op == "placeholder"]
+    run = _Graph(program, settles)
+    run.run(*[given[n].clone() if n in given else None for n in places])
+    env = {n.name: v for n, v in run.env.items()}
+    found = {
+        f"output {k}": env[n.name]
+        for k, n in enumerate(program.outputs)
+        if isinstance(n, fx.Node) and isinstance(env[n.name], Tensor)
+    }
+    names = {i.node: i.target for i in program.inputs}
+    found |= {f"input {names[n]}": env[v.name] for n, v in program.writes.items()}
+    return found
+
+
+# --- the kernel -------------------------------------------------------------------------------
+
+
+def run_kernel(
+    program: Program, source: str, tables: Tables, given: Inputs, lengths: Lengths,
+    numbers: Numbers, order: Sequence[int],
+) -> dict[str, Tensor]:  # fmt: skip
+    """What the kernel leaves in outputs and inputs. Between two barriers the workers go one after
+    another, in `order`. Raises WrongRun."""
+    code = functions(source)
+    held = _Held(program, tables, given, lengths)
+    sizes = [int(lengths[s.name]) for s in program.symbols]
+    workers = {
+        w: Worker(numbers, held.arrays, sizes, tables.scratch, w, len(order)) for w in order
+    }
+    calls = 0
+    for epoch in epochs(code, tables.repeats):
+        for worker in workers.values():
+            for k, call in enumerate(epoch.phases):
+                settles = held.private(calls + k)
+                worker.call(code[call.function], call.base, settles)
+        calls += len(epoch.phases)
+    return held.left()
+
+
+class _Held:
+    """The arrays behind a kernel's pointers."""
+
+    def __init__(
+        self, program: Program, tables: Tables, given: Inputs, lengths: Lengths
+    ) -> None:
+        self.tables, self.lengths = tables, lengths
+        self.outside: dict[str, tuple[Cells, Buffer]] = {}
+        self._by_target = {(i.kind == "user", i.target): given[i.node] for i in program.inputs}
+        arena = Cells.of(tables.arena + 8)
+        cells: dict[Any, Cells] = {}
+        self.arrays: list[Array] = []
+        for b in tables.slots:
+            if b.role == "temp":
+                at, size = tables.offsets[b.name], self._count(b)
+                array = Array(b.name, arena, at, b.dtype.itemsize, size, _type(b), self._settles(b.name))
+            else:
+                key = (b.role, b.target, b.order, b.scheme)
+                if key not in cells:
+                    cells[key] = self._outside(b)
+                held = cells[key]
+                array = Array(b.target, held, 0, 1, len(held.values), _type(b))
+                if b.role in ("input", "output"):
+                    self.outside[_label(b)] = (held, b)
+            self.arrays.append(array)
+
+    def _settles(self, name: str) -> bool:
+        origin = self.tables.origin
+        return name in origin or name.removesuffix("p") in origin
+
+    def private(self, call: int) -> list[bool]:
+        names = self.tables.private[call] if call < len(self.tables.private) else ()
+        return [self._settles(n) for n in names]
+
+    def _count(self, b: Buffer) -> int:
+        total = 1
+        for size in b.shape:
+            total *= int(evaluate(size, self.lengths))
+        return total
+
+    def _outside(self, b: Buffer) -> Cells:
+        """An input, output or weight, by element, laid out as its buffer is."""
+        shape = [int(evaluate(s, self.lengths)) for s in b.shape]
+        strides = [int(evaluate(s, self.lengths)) for s in b.strides]
+        reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        made = Cells.of(max(0, reach) if all(shape) else 0)
+        value = self._by_target.get((b.role == "input", b.target))
+        if b.role != "output" and value is not None and all(shape):
+            if b.order:
+                value = value.permute(b.order)
+            made.values.as_strided(shape, strides).copy_(value.reshape(shape))
+            made.live.as_strided(shape, strides).fill_(True)
+        return made
+
+    def left(self) -> dict[str, Tensor]:
+        """Outputs and inputs after the run."""
+        found = {}
+        for name, (cells, b) in self.outside.items():
+            shape = [int(evaluate(s, self.lengths)) for s in b.shape]
+            strides = [int(evaluate(s, self.lengths)) for s in b.strides]
+            live = cells.live.as_strided(shape, strides) if all(shape) else torch.ones(shape)
+            if not bool(live.all()):
+                raise WrongRun(f"{name} is not written everywhere")
+            found[name] = (
+                cells.values.as_strided(shape, strides) if all(shape) else torch.zeros(shape)
+            ).clone()
+        return found
+
+
+def _label(b: Buffer) -> str:
+    if b.role == "output":
+        return f"output {int(b.target.removeprefix('out'))}"
+    return f"input {b.target}"
+
+
+def _type(b: Buffer) -> str:
+    return GROUPS[b.scheme] if b.scheme else TYPES[b.dtype]
+
+
+__all__ = ["exact_kernel", "inputs_of", "results", "run_kernel", "small"]
