@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
+import sympy
+import torch
 
 from quire.kernel.ir import Buffer
 
@@ -39,3 +42,25 @@ class Tables:
             "repeats": list(self.repeats), "scratch": self.scratch, "longest": dict(self.longest),
         }  # fmt: skip
         return json.dumps(body, sort_keys=True)
+
+    @classmethod
+    def parse(cls, text: str) -> Tables:
+        """What `text` wrote, without the hints."""
+        body = json.loads(text)
+
+        def size(x: str) -> Any:
+            found = sympy.sympify(x)
+            return int(found) if found.is_Integer else found
+
+        slots = tuple(
+            Buffer(
+                name, tuple(size(s) for s in shape), getattr(torch, dtype.removeprefix("torch.")),
+                role, target, None if stride is None else tuple(size(s) for s in stride),
+                tuple(order), scheme,
+            )
+            for name, role, target, shape, dtype, stride, order, scheme in body["slots"]
+        )  # fmt: skip
+        return cls(
+            slots, body["offsets"], body["arena"], tuple(body["repeats"]), body["scratch"],
+            body["longest"], {},
+        )  # fmt: skip

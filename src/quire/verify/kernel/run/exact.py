@@ -15,20 +15,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from quire.capture.program import Program, evaluate
-from quire.kernel.ir import Buffer
 from quire.verify import field
 from quire.verify.exact import ExactRun, Field
 from quire.verify.field_ops import Unsupported, attention, plainly
-from quire.verify.kernel.run.cells import Array, Cells, WrongRun
+from quire.verify.kernel.run.call import WORKERS, run_kernel, stands_for
+from quire.verify.kernel.run.cells import WrongRun
 from quire.verify.kernel.run.graph import OPS
-from quire.verify.kernel.run.machine import Worker
-from quire.verify.kernel.run.numbers import FieldNumbers, Numbers, canonical
-from quire.verify.kernel.script import epochs
-from quire.verify.kernel.source import functions
-from quire.verify.kernel.state import GROUPS, TYPES
+from quire.verify.kernel.run.numbers import FieldNumbers, canonical
 from quire.verify.kernel.tables import Tables
+from quire.verify.value import NoMeaning
 
-WORKERS = 3
 MOST = 1 << 23
 """Elements of inputs and weights up to which a program is run."""
 
@@ -52,7 +48,7 @@ def exact_kernel(
     if total > most:
         return ExactRun(None, f"{total} elements are too many to run exactly", 0, 1.0)
     chance = min(1.0, 2 * len(program.ops) / field.P) ** seeds
-    settles = {word.split(" ")[0] for word in tables.origin.values()}
+    settles = set(stands_for(tables).values())
     for seed in range(seeds):
         given = inputs_of(program, lengths, ranges, seed, _element)
         order = range(WORKERS) if seed % 2 == 0 else reversed(range(WORKERS))
@@ -62,10 +58,13 @@ def exact_kernel(
         except (Unsupported, RuntimeError, IndexError, TypeError) as error:
             return ExactRun(None, f"the graph: {str(error).splitlines()[0]}", 0, 1.0)
         try:
-            got = run_kernel(program, source, tables, given, lengths, FieldNumbers(), list(order))
+            got = run_kernel(
+                source, tables, by_target(program, given), named(program, lengths),
+                FieldNumbers(), list(order),
+            )  # fmt: skip
         except WrongRun as error:
             return ExactRun(False, f"{error} (seed {seed})", seed + 1, 0)
-        except (Unsupported, RuntimeError, IndexError, TypeError, KeyError) as error:
+        except (Unsupported, NoMeaning, RuntimeError, IndexError, TypeError, KeyError) as error:
             return ExactRun(None, f"the kernel: {str(error).splitlines()[0]}", 0, 1.0)
         for name, value in want.items():
             if not _equal(got.get(name), value):
@@ -81,6 +80,14 @@ def _equal(got: Tensor | None, want: Tensor) -> bool:
         return torch.equal(got.to(want.dtype), want)
     same = (field.unpack(got)[0] == field.unpack(want)[0]) & (got.isinf() == want.isinf())
     return bool((same | (got.isinf() & (got == want))).all())
+
+
+def by_target(program: Program, given: Inputs) -> dict[tuple[bool, str], Tensor]:
+    return {(i.kind == "user", i.target): given[i.node] for i in program.inputs}
+
+
+def named(program: Program, lengths: Lengths) -> dict[str, int]:
+    return {str(s.name): int(lengths[s.name]) for s in program.symbols}
 
 
 def small(program: Program, tables: Tables) -> dict[Any, int]:
@@ -146,6 +153,8 @@ class _Graph(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if self.settles and "scaled_dot_product_attention" in str(target):
             return attention(*args, **kwargs)
+        if target is torch.ops.aten.view.default:  # our results may lie otherwise
+            target = torch.ops.aten.reshape.default
         return super().call_function(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -173,110 +182,3 @@ def results(program: Program, given: Inputs, settles: set[str]) -> dict[str, Ten
     names = {i.node: i.target for i in program.inputs}
     found |= {f"input {names[n]}": env[v.name] for n, v in program.writes.items()}
     return found
-
-
-# --- the kernel -------------------------------------------------------------------------------
-
-
-def run_kernel(
-    program: Program, source: str, tables: Tables, given: Inputs, lengths: Lengths,
-    numbers: Numbers, order: Sequence[int],
-) -> dict[str, Tensor]:  # fmt: skip
-    """What the kernel leaves in outputs and inputs. Between two barriers the workers go one after
-    another, in `order`. Raises WrongRun."""
-    code = functions(source)
-    held = _Held(program, tables, given, lengths)
-    sizes = [int(lengths[s.name]) for s in program.symbols]
-    workers = {
-        w: Worker(numbers, held.arrays, sizes, tables.scratch, w, len(order)) for w in order
-    }
-    calls = 0
-    for epoch in epochs(code, tables.repeats):
-        for worker in workers.values():
-            for k, call in enumerate(epoch.phases):
-                settles = held.private(calls + k)
-                worker.call(code[call.function], call.base, settles)
-        calls += len(epoch.phases)
-    return held.left()
-
-
-class _Held:
-    """The arrays behind a kernel's pointers."""
-
-    def __init__(
-        self, program: Program, tables: Tables, given: Inputs, lengths: Lengths
-    ) -> None:
-        self.tables, self.lengths = tables, lengths
-        self.outside: dict[str, tuple[Cells, Buffer]] = {}
-        self._by_target = {(i.kind == "user", i.target): given[i.node] for i in program.inputs}
-        arena = Cells.of(tables.arena + 8)
-        cells: dict[Any, Cells] = {}
-        self.arrays: list[Array] = []
-        for b in tables.slots:
-            if b.role == "temp":
-                at, size = tables.offsets[b.name], self._count(b)
-                array = Array(b.name, arena, at, b.dtype.itemsize, size, _type(b), self._settles(b.name))
-            else:
-                key = (b.role, b.target, b.order, b.scheme)
-                if key not in cells:
-                    cells[key] = self._outside(b)
-                held = cells[key]
-                array = Array(b.target, held, 0, 1, len(held.values), _type(b))
-                if b.role in ("input", "output"):
-                    self.outside[_label(b)] = (held, b)
-            self.arrays.append(array)
-
-    def _settles(self, name: str) -> bool:
-        origin = self.tables.origin
-        return name in origin or name.removesuffix("p") in origin
-
-    def private(self, call: int) -> list[bool]:
-        names = self.tables.private[call] if call < len(self.tables.private) else ()
-        return [self._settles(n) for n in names]
-
-    def _count(self, b: Buffer) -> int:
-        total = 1
-        for size in b.shape:
-            total *= int(evaluate(size, self.lengths))
-        return total
-
-    def _outside(self, b: Buffer) -> Cells:
-        """An input, output or weight, by element, laid out as its buffer is."""
-        shape = [int(evaluate(s, self.lengths)) for s in b.shape]
-        strides = [int(evaluate(s, self.lengths)) for s in b.strides]
-        reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        made = Cells.of(max(0, reach) if all(shape) else 0)
-        value = self._by_target.get((b.role == "input", b.target))
-        if b.role != "output" and value is not None and all(shape):
-            if b.order:
-                value = value.permute(b.order)
-            made.values.as_strided(shape, strides).copy_(value.reshape(shape))
-            made.live.as_strided(shape, strides).fill_(True)
-        return made
-
-    def left(self) -> dict[str, Tensor]:
-        """Outputs and inputs after the run."""
-        found = {}
-        for name, (cells, b) in self.outside.items():
-            shape = [int(evaluate(s, self.lengths)) for s in b.shape]
-            strides = [int(evaluate(s, self.lengths)) for s in b.strides]
-            live = cells.live.as_strided(shape, strides) if all(shape) else torch.ones(shape)
-            if not bool(live.all()):
-                raise WrongRun(f"{name} is not written everywhere")
-            found[name] = (
-                cells.values.as_strided(shape, strides) if all(shape) else torch.zeros(shape)
-            ).clone()
-        return found
-
-
-def _label(b: Buffer) -> str:
-    if b.role == "output":
-        return f"output {int(b.target.removeprefix('out'))}"
-    return f"input {b.target}"
-
-
-def _type(b: Buffer) -> str:
-    return GROUPS[b.scheme] if b.scheme else TYPES[b.dtype]
-
-
-__all__ = ["exact_kernel", "inputs_of", "results", "run_kernel", "small"]

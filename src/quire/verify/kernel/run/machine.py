@@ -7,6 +7,7 @@ evaluated, each with the mask of where it counts.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,17 +50,18 @@ class Share:
 
 
 class Worker:
-    """One of `workers`, with scratch of its own. `arrays` are behind the kernel's pointers."""
+    """Number `number` of `workers`, with scratch of its own. `arrays` are behind the kernel's
+    pointers. Raises Unsupported after `ends` of the monotonic clock."""
 
     def __init__(
         self, numbers: Numbers, arrays: Sequence[Array], lengths: Sequence[int], scratch: int,
-        number: int, workers: int,
+        number: int, workers: int, ends: float,
     ) -> None:  # fmt: skip
         self.numbers, self.arrays, self.lengths = numbers, arrays, lengths
-        self.number, self.workers = number, workers
+        self.number, self.workers, self.ends = number, workers, ends
         self.scratch = Cells.of(scratch)
         self._base = 0
-        self._names: Sequence[str] = ()
+        self._settles: Sequence[bool] = ()
 
     def call(
         self, body: Sequence[Statement], base: int, settles: Sequence[bool] = ()
@@ -74,6 +76,8 @@ class Worker:
     def run(self, body: Sequence[Statement], env: Env, depth: int) -> None:
         """`depth`: the dims that indices of loops have taken."""
         env = dict(env)
+        if time.monotonic() > self.ends:
+            raise Unsupported("a run that takes too long")
         for s in body:
             match s:
                 case Let(name, value):
