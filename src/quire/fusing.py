@@ -125,6 +125,7 @@ def tables_of(plan: KernelPlan) -> Tables:
         longest={str(s): n for s, n in plan.most.items()},
         origin=plan.lowered.origin,
         private=rendered.private,
+        holds=plan.lowered.holds,
     )
 
 

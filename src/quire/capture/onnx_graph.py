@@ -54,7 +54,7 @@ def import_onnx(file: Path | onnx.ModelProto, dims: Mapping[str, int] | None = N
 
 def _exported(module: OnnxModule, args: Sequence[Any], dynamic: Any) -> ExportedProgram:
     try:
-        return export(module, args, None, (dynamic,))
+        return export(module, args, None, (dynamic,) if args else None)
     except CaptureError as error:
         if isinstance(error.__cause__, CaptureError):
             raise error.__cause__ from None

@@ -101,11 +101,12 @@ def prove_kernel(
     sizes = tuple((str(s.name), s.lo, tables.longest[str(s.name)]) for s in program.symbols)
     return Certificate(
         verdict, reason, program_hash(program), tables.text(), source, made, used,
-        rounding=rounding(program, tables), sizes=sizes, seconds=round(time.perf_counter() - start, 3), over=OVER,
+        rounding=rounding(program), sizes=sizes,
+        seconds=round(time.perf_counter() - start, 3), over=OVER,
     )  # fmt: skip
 
 
-def rounding(program: Program, tables: Tables) -> tuple[tuple[str, str], ...]:
+def rounding(program: Program) -> tuple[tuple[str, str], ...]:
     """What is said of each output's rounding: sums are in another order than torch's."""
     try:
         return statements(program, same=False)

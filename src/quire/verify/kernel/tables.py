@@ -19,7 +19,8 @@ class Tables:
     of `arena` bytes, by buffer name. `repeats`: how often each loop runs. `scratch`: bytes of each
     worker. `longest`: the largest value of each length, by name, that buffers are made for.
     Hints of what to compare with: `origin`, for each buffer the node it was made for; `private`,
-    for each call of a phase the buffers that its scratch arrays stand for."""
+    for each call of a phase the buffers that its scratch arrays stand for; `holds`, for a buffer
+    the first node that is said to show its elements as they are."""
 
     slots: tuple[Buffer, ...]
     offsets: Mapping[str, int]
@@ -29,6 +30,7 @@ class Tables:
     longest: Mapping[str, int]
     origin: Mapping[str, str]
     private: tuple[tuple[str, ...], ...] = ()
+    holds: Mapping[str, str] = attrs.field(factory=dict)
 
     def text(self) -> str:
         """As JSON, for the certificate."""
@@ -49,8 +51,7 @@ class Tables:
         body = json.loads(text)
 
         def size(x: str) -> Any:
-            found = sympy.sympify(x)
-            return int(found) if found.is_Integer else found
+            return int(x) if x.isdigit() else sympy.sympify(x)
 
         slots = tuple(
             Buffer(

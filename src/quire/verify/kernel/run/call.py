@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -35,14 +35,16 @@ def run_kernel(
     lengths: Mapping[str, int],
     numbers: Numbers,
     order: Sequence[int],
+    settles: Container[str] = (),
 ) -> dict[str, Tensor]:
     """What the kernel leaves: "output k", and "input path" for each input that it is given.
 
     Between two barriers the workers go one after another, in `order`. `lengths` are in the order
-    that the source counts them in. Raises WrongRun, and Unsupported for what cannot be run.
+    that the source counts them in; what is written to the buffers in `settles` is made canonical.
+    Raises WrongRun, and Unsupported for what cannot be run.
     """
     code = functions(source)
-    held = _Held(tables, given, lengths)
+    held = _Held(tables, given, lengths, settles)
     sizes = list(lengths.values())
     ends = time.monotonic() + SECONDS
     workers = [
@@ -57,29 +59,14 @@ def run_kernel(
     return held.left()
 
 
-def stands_for(tables: Tables) -> dict[str, str]:
-    """The node that a buffer was made for, of those that are in use: a node's last one. What is in
-    it gets residues that do not say how it was computed, on both sides, so that exp may be taken
-    of it again. A wrong hint can make equal programs differ, never the other way."""
-    used = {b.name for b in tables.slots if b.role == "temp"}
-    used |= {name for names in tables.private for name in names}
-    last: dict[str, str] = {}
-    for name, origin in tables.origin.items():
-        if not name.startswith("out"):
-            last[origin.split(" ")[0]] = name
-    node_of = {name: node for node, name in last.items()}
-    return {
-        name: node_of[plain] for name in used if (plain := name.removesuffix("p")) in node_of
-    }
-
-
 class _Held:
     """The arrays behind a kernel's pointers."""
 
-    def __init__(self, tables: Tables, given: Given, lengths: Mapping[str, int]) -> None:
-        self.tables, self.given = tables, given
+    def __init__(
+        self, tables: Tables, given: Given, lengths: Mapping[str, int], settles: Container[str]
+    ) -> None:
+        self.tables, self.given, self._named = tables, given, settles
         self.lengths = {sympy.Symbol(k): v for k, v in lengths.items()}
-        self._named = stands_for(tables)
         self.outside: dict[str, tuple[Cells, Buffer]] = {}
         arena = Cells.of(tables.arena + 8)
         cells: dict[Any, Cells] = {}

@@ -132,6 +132,13 @@ def _log_softmax(x: Tensor, dim: int, half: bool = False) -> Tensor:
     return sub(down, _f("log", sum_(field.exp(down), [dim], True)))
 
 
+@plainly
+def softmax(x: Tensor, dim: int, half: bool = False) -> Tensor:
+    """Of `x` less its largest."""
+    top = field.exp(sub(x, _amax("max")(x, [dim], True)))
+    return div(top, sum_(top, [dim], True))
+
+
 def _topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     order = torch.sort(_FIELD.rank(x), dim=dim, descending=largest, stable=True).indices
     at = order.narrow(dim, 0, k)
@@ -166,7 +173,13 @@ def _signs(x: Tensor) -> Tensor:
 
 
 def _batch_norm(
-    x: Tensor, weight: Any, bias: Any, average: Tensor, variance: Tensor, momentum: float, eps: float
+    x: Tensor,
+    weight: Any,
+    bias: Any,
+    average: Tensor,
+    variance: Tensor,
+    momentum: float,
+    eps: float,
 ) -> Any:
     wide = [1, -1] + [1] * (x.dim() - 2)
     scale = _f("rsqrt", add(variance, eps))
@@ -178,8 +191,9 @@ def _batch_norm(
 
 _PLAIN: dict[str, Callable[..., Any]] = {
     "silu": _silu, "gelu": _gelu, "softplus": _softplus, "elu": _elu, "leaky_relu": _leaky,
-    "relu": lambda x: larger(x, 0), "clamp": _clamp, "hardtanh": lambda x, a=-1, b=1: _clamp(x, a, b),
-    "clamp_min": lambda x, a: larger(x, a), "clamp_max": lambda x, b: smaller(x, b),
+    "relu": lambda x: larger(x, 0), "clamp": _clamp, 
+    "hardtanh": lambda x, a=-1, b=1: _clamp(x, a, b),
+    "clamp_min": larger, "clamp_max": smaller,
     "hardsigmoid": lambda x: _clamp(div(add(x, 3), 6), 0, 1),
     "hardswish": lambda x: mul(x, _clamp(div(add(x, 3), 6), 0, 1)),
     "mish": lambda x: mul(x, _f("tanh", _f("log", add(field.exp(x), 1)))),

@@ -37,7 +37,7 @@ def dot(q: Worker, args: Sequence[Expr], env: Env, depth: int) -> None:
 def attend(q: Worker, args: Sequence[Expr], env: Env, depth: int) -> None:
     """For each row and block of keys: what its scores are shifted by, Σ exp, Σ exp · value. Blocks
     go round the workers: who takes which is the runtime's."""
-    named = dict(zip(ATTEND, args, strict=True))
+    named: dict[str, Expr] = dict(zip(ATTEND, args, strict=True))
     count = {k: q.whole(named[k], env) for k in
              ("outer", "group", "block", "inner", "key_step", "value_step", "width")}  # fmt: skip
     parts, queries, keys, values = (q.array(named[k], env) for k in

@@ -63,9 +63,7 @@ class Worker:
         self._base = 0
         self._settles: Sequence[bool] = ()
 
-    def call(
-        self, body: Sequence[Statement], base: int, settles: Sequence[bool] = ()
-    ) -> None:
+    def call(self, body: Sequence[Statement], base: int, settles: Sequence[bool] = ()) -> None:
         """A phase, its pointers counted from `base`. `settles`: which scratch arrays stand for a
         tensor of the graph."""
         self._base, self._settles = base, settles
@@ -202,9 +200,7 @@ class Worker:
             return _divided(op, a, b)
         return a + b if op == "+" else a - b if op == "-" else a * b
 
-    def _choice(
-        self, c: Expr, a: Expr, b: Expr, env: Env, depth: int, mask: Tensor | None
-    ) -> Any:
+    def _choice(self, c: Expr, a: Expr, b: Expr, env: Env, depth: int, mask: Tensor | None) -> Any:
         which = as_tensor(self.value(c, env, depth, mask)).bool()
         if which.numel() == 1:
             return self.value(a if bool(which) else b, env, depth, mask)
@@ -231,11 +227,11 @@ class Worker:
                 ))  # fmt: skip
             case "q.length", (Number(int(k)),):
                 return self.lengths[k]
-            case ("real" | "q.tofloat"), (Number(x),):
+            case (("real" | "q.tofloat"), (Number(x),)):
                 return self.numbers.const(x)
-            case ("real" | "q.tofloat"), (Unary("-", Number(x)),):
+            case (("real" | "q.tofloat"), (Unary("-", Number(x)),)):
                 return self.numbers.const(-x)
-            case ("real" | "q.tofloat"), (x,):
+            case (("real" | "q.tofloat"), (x,)):
                 return self.real(self.value(x, env, depth, mask))
             case "index_t", (x,):
                 found = self.value(x, env, depth, mask)

@@ -154,7 +154,10 @@ from quire.verify.kernel.tables import Tables
 SOURCE = {source!r}
 TABLES = Tables.parse({tables.text()!r})
 ROWS = {rows!r}
-found = difference(forward, {list(labels)!r}, SOURCE, TABLES, ROWS, {dict(sizes)!r}, {seed}, {list(order)!r})
+SIZES = {dict(sizes)!r}
+found = difference(
+    forward, {list(labels)!r}, SOURCE, TABLES, ROWS, SIZES, {seed}, {list(order)!r}
+)
 if found:
     raise SystemExit(found)
 print("equal")
