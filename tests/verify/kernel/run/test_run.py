@@ -70,12 +70,11 @@ def test_tables_are_read_back(llama: KernelPlan) -> None:
     tables = tables_of(llama)
     again = Tables.parse(tables.text())
     assert again.text() == tables.text()
-    assert again.slots == tables.slots
 
 
 def small_plan() -> KernelPlan:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.LayerNorm(24), nn.Softmax(-1))
+    model = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.LayerNorm(24), nn.Linear(24, 8))
     exported = export(model.eval(), (torch.randn(3, 16),))
     return compile_program(from_exported(exported, writes=True), "", "small")
 
@@ -119,7 +118,7 @@ def test_fuse_hands_the_script_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quire.fusing.compile_program", lying)
     with pytest.raises(RefutedError) as caught:
         quire.fuse(nn.GELU(), (torch.randn(3, 8),))
-    assert "difference(forward" in caught.value.witness
+    assert "found = difference(" in caught.value.witness
 
 
 def test_fuse_runs_exactly_when_asked() -> None:

@@ -72,6 +72,8 @@ def difference(
         except WrongRun as error:
             return str(error)
     for label, value in want.items():
+        if not value.numel():
+            continue
         if label not in got or got[label].numel() != value.numel():
             return f"{label} is not there"
         a, b = got[label].reshape(value.shape), value.double()
