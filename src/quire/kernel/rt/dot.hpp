@@ -60,41 +60,41 @@ inline void dot_block(
         }
 }
 
-// The 32 weights of a group less its scale, in the order of their vectors.
-inline void values(const int8_group& g, vec& low, vec& high) {
-    low = load16(g.value);
-    high = load16(g.value + 16);
+template <class G>
+inline vec scale_of(const G& g) {
+    std::uint32_t word;  // the scale in the upper half
+    std::memcpy(&word, reinterpret_cast<const char*>(&g.scale) - 2, sizeof word);
+#if defined(__AVX512F__)
+    // One instruction, the load within it.
+    return (vec)_mm512_and_si512(_mm512_set1_epi32(int(word)), _mm512_set1_epi32(int(0xffff0000u)));
+#else
+    return splat(from_bits(word & 0xffff0000u));
+#endif
 }
 
-inline void values(const int4_group& g, vec& low, vec& high) {
+// The 32 weights of a group in the order of their vectors. They are exact: a scale has 8 bits and
+// a value at most 8.
+inline void weights(const int8_group& g, vec& low, vec& high) {
+    const vec by = scale_of(g);
+    low = by * load16(g.value);
+    high = by * load16(g.value + 16);
+}
+
+inline void weights(const int4_group& g, vec& low, vec& high) {
 #if defined(__AVX512F__)
+    const __m512 table = (__m512)scale_of(g) *
+                         _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
     const __m512i wide =
         _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(g.value)));
-    const __m512 table =
-        _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    low = (vec)_mm512_permutexvar_ps(wide, table);
+    low = (vec)_mm512_permutexvar_ps(wide, table);  // by the lower four bits
     high = (vec)_mm512_permutexvar_ps(_mm512_srli_epi32(wide, 4), table);
 #else
     for (int i = 0; i < 16; ++i) {
         low[i] = float((g.value[i] & 15) - 8);
         high[i] = float((g.value[i] >> 4) - 8);
     }
-#endif
-}
-
-// The scales of n ≤ 64 groups as floats. Copying them together first takes loads and stores only,
-// and leaves the ports that the sums need alone; a gather is slower.
-template <class G>
-inline void scales(const G* group, index_t n, float* out) {
-#if defined(__AVX512F__)
-    alignas(64) std::uint16_t half[64];
-    for (index_t g = 0; g < n; ++g) half[g] = group[g].scale;
-    for (index_t g = 0; g < n; g += 16) {
-        const __m256i bits = _mm256_load_si256(reinterpret_cast<const __m256i*>(half + g));
-        _mm512_storeu_ps(out + g, _mm512_cvtph_ps(bits));
-    }
-#else
-    for (index_t g = 0; g < n; ++g) out[g] = half_to_float(group[g].scale);
+    low *= scale_of(g);
+    high *= scale_of(g);
 #endif
 }
 
@@ -102,25 +102,21 @@ template <int R, int C, class G>
 inline void dot_groups(
     const Weights<G>& w, index_t b, const float* const (&x)[C], index_t k, vec (&acc)[R][C],
     bool ahead) {
-    constexpr index_t BLOCK = 64, NEAR = sizeof(G) > 32 ? 1 : 2;  // groups in a cache line
-    float scale[R][BLOCK];
+    constexpr index_t NEAR = 64 / sizeof(G);  // groups in a cache line
     const G* row[R];
     for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
     const index_t next = w.row(b + R) - w.row(b), groups = k / 32;
-    for (index_t g0 = 0; g0 < groups; g0 += BLOCK) {
-        const index_t n = groups - g0 < BLOCK ? groups - g0 : BLOCK;
-        for (int r = 0; r < R; ++r) scales(row[r] + g0, n, scale[r]);
-        for (index_t i = 0; i < n; ++i) {
-            const index_t g = g0 + i;
-            for (int r = 0; r < R; ++r) {
-                if (ahead && g % NEAR == 0) __builtin_prefetch(row[r] + 2 * next + g, 0, 2);
-                vec low, high;
-                values(row[r][g], low, high);
-                const vec by = splat(scale[r][i]);
-                for (int c = 0; c < C; ++c) {
-                    const vec sum = low * load16(x[c] + g * 32) + high * load16(x[c] + g * 32 + 16);
-                    acc[r][c] += by * sum;
-                }
+    for (index_t g = 0; g < groups; ++g) {
+        vec xs[C][2];
+        for (int c = 0; c < C; ++c)
+            for (int h = 0; h < 2; ++h) hold(xs[c][h] = load16(x[c] + g * 32 + h * 16));
+        for (int r = 0; r < R; ++r) {
+            if (ahead && g % NEAR == 0) __builtin_prefetch(row[r] + 2 * next + g, 0, 2);
+            vec low, high;
+            weights(row[r][g], low, high);
+            for (int c = 0; c < C; ++c) {
+                acc[r][c] += low * xs[c][0];
+                acc[r][c] += high * xs[c][1];
             }
         }
     }
@@ -148,9 +144,13 @@ inline void dot_tile(
     const float* xs[C];
     for (int c = 0; c < C; ++c) xs[c] = x + (a + c) * x_step;
     dot_block<R, C>(w, b, xs, k, acc, ahead);
-    for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c)
-            out[(a + c) * out_a + (b + r) * out_b] = sum16(acc[r][c]);
+    for (int c = 0; c < C; ++c) {
+        vec column[4] = {};
+        float sums[4];
+        for (int r = 0; r < R; ++r) column[r] = acc[r][c];
+        sum16(column, sums);
+        for (int r = 0; r < R; ++r) out[(a + c) * out_a + (b + r) * out_b] = sums[r];
+    }
 }
 
 template <int R, class W>

@@ -82,4 +82,30 @@ inline float sum16(vec v) {
 #endif
 }
 
+// The sums of four vectors, each in the order of sum16: pairs share their shuffles.
+inline void sum16(const vec (&v)[4], float* out) {
+#if defined(__AVX512F__)
+    const auto halves = [](vec a, vec b) {
+        const __m512 x = (__m512)a, y = (__m512)b;
+        return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
+    };
+    const __m512 ab = halves(v[0], v[1]), cd = halves(v[2], v[3]);
+    const __m512 four =
+        _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    const __m512 two = _mm512_add_ps(four, _mm512_permute_ps(four, 0x4e));
+    const __m512 one = _mm512_add_ps(two, _mm512_permute_ps(two, 0xb1));
+    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, one)));
+#else
+    for (int i = 0; i < 4; ++i) out[i] = sum16(v[i]);
+#endif
+}
+
+// Keeps `v` in a register where the compiler would load it again at each use.
+inline void hold([[maybe_unused]] vec& v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#endif
+}
+
 }  // namespace quire
