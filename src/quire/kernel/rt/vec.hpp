@@ -101,6 +101,15 @@ inline void sum16(const vec (&v)[4], float* out) {
 #endif
 }
 
+// The largest lane that is a number.
+inline float max16(vec v) {
+    float part[16];
+    std::memcpy(part, &v, sizeof part);
+    for (int step = 8; step; step /= 2)
+        for (int i = 0; i < step; ++i) part[i] = part[i + step] > part[i] ? part[i + step] : part[i];
+    return part[0];
+}
+
 // Keeps `v` in a register where the compiler would load it again at each use.
 inline void hold([[maybe_unused]] vec& v) {
 #if defined(__AVX512F__)
