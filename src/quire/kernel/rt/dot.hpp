@@ -102,16 +102,17 @@ template <int R, int C, class G>
 inline void dot_groups(
     const Weights<G>& w, index_t b, const float* const (&x)[C], index_t k, vec (&acc)[R][C],
     bool ahead) {
-    constexpr index_t NEAR = 64 / sizeof(G);  // groups in a cache line
+    constexpr index_t NEAR = sizeof(G) > 32 ? 1 : 2;  // groups in a cache line
     const G* row[R];
     for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
     const index_t next = w.row(b + R) - w.row(b), groups = k / 32;
     for (index_t g = 0; g < groups; ++g) {
         vec xs[C][2];
         for (int c = 0; c < C; ++c)
-            for (int h = 0; h < 2; ++h) hold(xs[c][h] = load16(x[c] + g * 32 + h * 16));
+            for (int h = 0; h < 2; ++h) xs[c][h] = held(load16(x[c] + g * 32 + h * 16));
+        if (ahead && g % NEAR == 0)
+            for (int r = 0; r < R; ++r) __builtin_prefetch(row[r] + 2 * next + g, 0, 2);
         for (int r = 0; r < R; ++r) {
-            if (ahead && g % NEAR == 0) __builtin_prefetch(row[r] + 2 * next + g, 0, 2);
             vec low, high;
             weights(row[r][g], low, high);
             for (int c = 0; c < C; ++c) {

@@ -83,7 +83,7 @@ inline float sum16(vec v) {
 }
 
 // The sums of four vectors, each in the order of sum16: pairs share their shuffles.
-inline void sum16(const vec (&v)[4], float* out) {
+__attribute__((always_inline)) inline void sum16(const vec (&v)[4], float* out) {
 #if defined(__AVX512F__)
     const auto halves = [](vec a, vec b) {
         const __m512 x = (__m512)a, y = (__m512)b;
@@ -110,11 +110,12 @@ inline float max16(vec v) {
     return part[0];
 }
 
-// Keeps `v` in a register where the compiler would load it again at each use.
-inline void hold([[maybe_unused]] vec& v) {
+// `v` in a register, where the compiler would load it again at each use.
+inline vec held(vec v) {
 #if defined(__AVX512F__)
     asm("" : "+v"(v));
 #endif
+    return v;
 }
 
 }  // namespace quire
