@@ -11,6 +11,14 @@ using namespace quire;
         float* out, const type* w, const float* x, index_t rows, index_t columns, index_t k) { \
         dot(out, rows, index_t(1), w, k, rows, x, k, columns, k);                           \
     }
+#define ELEMENTS(name, type)                                                                \
+    extern "C" __attribute__((visibility("default"))) void elements_##name(                 \
+        float* out, const type* w, index_t n) {                                             \
+        for (index_t i = 0; i < n; ++i) out[i] = load(w, i);                                \
+    }
+ELEMENTS(int8, int8_group)
+ELEMENTS(int4, int4_group)
+
 DOT(float, float)
 DOT(bf16, bf16)
 DOT(fp16, fp16)

@@ -72,7 +72,24 @@ def test_dot_of_groups_equals_dequantised_product(lib, scheme, columns):
     most = w.reshape(-1, 32).abs().amax(1).repeat_interleave(32).reshape(7, 96)
     assert ((exact - w).abs() <= most * step * (1.01 if scheme == "int4" else 0.51)).all()
     held = torch.cat([packed(w, buffer), packed(torch.zeros(8, 96), buffer)])
-    products(lib, scheme, held, exact, x)
+    out = products(lib, scheme, held, exact, x)
+    alone = products(lib, scheme, held[5 * 3 :].contiguous(), exact[5:6], x[:1])
+    assert alone[0, 0] == out[0, 5]
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_elements_of_groups_are_the_dequantised_weights(lib, scheme):
+    torch.manual_seed(0)
+    w = torch.randn(64, 32) * 10.0 ** torch.randint(-6, 4, (64, 1))
+    w[3] = 0
+    w[4, 1:] = 0
+    buffer = Buffer("w", (64, 32), torch.float32, "state", "w", order=(0, 1), scheme=scheme)
+    out, exact = torch.empty_like(w), dequantised(w, buffer)
+    held = packed(w, buffer)
+    getattr(lib, f"elements_{scheme}")(pointer(out), pointer(held), ctypes.c_int64(64 * 32))
+    assert torch.equal(out, exact)
+    assert (exact[3] == 0).all() and (exact[4, 1:] == 0).all()
+    assert ((exact - w)[4, 0].abs() <= w[4, 0].abs() * 2**-7).all()
 
 
 FUNCTIONS = [torch.exp, torch.tanh, torch.erf, torch.sigmoid]

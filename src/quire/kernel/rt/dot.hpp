@@ -60,30 +60,25 @@ inline void dot_block(
         }
 }
 
-template <class G>
-inline vec scale_of(const G& g) {
-    std::uint32_t word;  // the scale in the upper half
-    std::memcpy(&word, reinterpret_cast<const char*>(&g.scale) - 2, sizeof word);
-#if defined(__AVX512F__)
-    // One instruction, the load within it.
-    return (vec)_mm512_and_si512(_mm512_set1_epi32(int(word)), _mm512_set1_epi32(int(0xffff0000u)));
-#else
-    return splat(from_bits(word & 0xffff0000u));
-#endif
-}
-
-// The 32 weights of a group in the order of their vectors. They are exact: a scale has 8 bits and
-// a value at most 8.
+// The 32 weights of a group in the order of their vectors.
 inline void weights(const int8_group& g, vec& low, vec& high) {
-    const vec by = scale_of(g);
+#if defined(__AVX512F__)
+    // One instruction, the load within it: a mask on the word that the scale is the upper half of.
+    std::int32_t word;
+    std::memcpy(&word, g.value + 30, sizeof word);
+    const vec by = (vec)_mm512_and_si512(_mm512_set1_epi32(word), _mm512_set1_epi32(-65536));
+#else
+    const vec by = splat(g.by());
+#endif
     low = by * load16(g.value);
     high = by * load16(g.value + 16);
 }
 
 inline void weights(const int4_group& g, vec& low, vec& high) {
 #if defined(__AVX512F__)
-    const __m512 table = (__m512)scale_of(g) *
-                         _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    const __m512 table = _mm512_mul_ps(
+        _mm512_set1_ps(g.by()),
+        _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7));
     const __m512i wide =
         _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(g.value)));
     low = (vec)_mm512_permutexvar_ps(wide, table);  // by the lower four bits
@@ -93,8 +88,8 @@ inline void weights(const int4_group& g, vec& low, vec& high) {
         low[i] = float((g.value[i] & 15) - 8);
         high[i] = float((g.value[i] >> 4) - 8);
     }
-    low *= scale_of(g);
-    high *= scale_of(g);
+    low *= g.by();
+    high *= g.by();
 #endif
 }
 
