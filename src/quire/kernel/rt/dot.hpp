@@ -49,7 +49,7 @@ inline void dot_block(
         for (int r = 0; r < R; ++r) {
             const vec ws = load16(row[r] + i);
             if (ahead && i % index_t(64 / sizeof(W)) == 0)
-                __builtin_prefetch(row[r] + next + i, 0, 2);
+                __builtin_prefetch(row[r] + next + i);
             for (int c = 0; c < C; ++c) acc[r][c] += ws * xs[c];
         }
     }
@@ -106,7 +106,7 @@ inline void dot_groups(
         for (int c = 0; c < C; ++c)
             for (int h = 0; h < 2; ++h) xs[c][h] = held(load16(x[c] + g * 32 + h * 16));
         if (ahead && g % NEAR == 0)
-            for (int r = 0; r < R; ++r) __builtin_prefetch(row[r] + 2 * next + g, 0, 2);
+            for (int r = 0; r < R; ++r) __builtin_prefetch(row[r] + 2 * next + g);
         for (int r = 0; r < R; ++r) {
             vec low, high;
             weights(row[r][g], low, high);
