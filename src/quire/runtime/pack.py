@@ -27,6 +27,13 @@ def packed(weight: torch.Tensor, buffer: Buffer) -> torch.Tensor:
     return weight
 
 
+def packed_size(weight: torch.Tensor, buffer: Buffer) -> int:
+    """Bytes of a copy of `weight` in the layout of `buffer`, 0 where it is read as it is."""
+    if buffer.scheme:
+        return weight.numel() // GROUP * {"int8": 34, "int4": 18}[buffer.scheme]
+    return weight.numel() * weight.element_size() if buffer.order else 0
+
+
 def _scaled(groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return torch.where(scale == 0, torch.zeros_like(scale), 1 / scale)[:, None] * groups
 
