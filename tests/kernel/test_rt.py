@@ -47,7 +47,7 @@ def products(lib, name, held, exact, x):
 
 
 @pytest.mark.parametrize("k", [1, 15, 16, 17, 64, 100])
-@pytest.mark.parametrize("columns", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 7, 13])
 @pytest.mark.parametrize(
     "name, dtype", [("float", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
@@ -61,7 +61,7 @@ def test_dot_equals_exact_product(lib, name, dtype, columns, k):
         assert alone[0, 0] == out[0, 5]
 
 
-@pytest.mark.parametrize("columns", [1, 3, 6])
+@pytest.mark.parametrize("columns", [1, 3, 6, 13])
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_dot_of_groups_equals_dequantised_product(lib, scheme, columns):
     torch.manual_seed(columns)

@@ -9,7 +9,7 @@
 
 namespace quire {
 
-constexpr int ROWS = 4;
+constexpr int ROWS = 4, COLUMNS = 6;  // 24 sums, and room for what they are made of
 
 template <class W>
 struct Weights {
@@ -42,16 +42,26 @@ inline void dot_block(
     const W* row[R];
     for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
     const index_t next = (w.row(b + R) - w.row(b));
-    index_t i = 0;
-    for (; i + 16 <= k; i += 16) {
+    const auto step = [&](index_t i) {
         vec xs[C];
         for (int c = 0; c < C; ++c) xs[c] = load16(x[c] + i);
         for (int r = 0; r < R; ++r) {
             const vec ws = load16(row[r] + i);
-            if (ahead && i % index_t(64 / sizeof(W)) == 0)
-                __builtin_prefetch(row[r] + next + i);
             for (int c = 0; c < C; ++c) acc[r][c] += ws * xs[c];
         }
+    };
+    index_t i = 0;
+    for (; i + 32 <= k; i += 32) {
+        if (ahead)
+            for (int r = 0; r < R; ++r)
+                for (std::size_t line = 0; line < sizeof(W) / 2; ++line)
+                    __builtin_prefetch(row[r] + next + i + line * 64 / sizeof(W));
+        step(i);
+        step(i + 16);
+    }
+    if (i + 16 <= k) {
+        step(i);
+        i += 16;
     }
     if (i < k)
         for (int r = 0; r < R; ++r) {
@@ -156,7 +166,12 @@ inline void dot_rows(
     index_t a = 0;
     // The first pass over a block brings the block after it; later passes find theirs in cache.
     if (as == 1) return dot_tile<R, 1>(out, out_a, out_b, w, b, x, x_step, 0, k, true);
-    for (; a + 4 <= as; a += 4) dot_tile<R, 4>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
+    for (; a + COLUMNS <= as; a += COLUMNS)
+        dot_tile<R, COLUMNS>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
+    if (as - a >= 4) {
+        dot_tile<R, 4>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
+        a += 4;
+    }
     if (as - a >= 2) {
         dot_tile<R, 2>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
         a += 2;
