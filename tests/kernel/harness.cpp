@@ -47,7 +47,7 @@ extern "C" __attribute__((visibility("default"))) void halves(
 extern "C" __attribute__((visibility("default"))) void below(
     float* out, const float* in, index_t n) {
     for (index_t i = 0; i < n; ++i)
-        *reinterpret_cast<vec_u*>(out + 16 * i) = exp_below(load16(in + 16 * i));
+        store16(out + 16 * i, exp_below(load16(in + 16 * i)));
 }
 
 // `count` queries over the live ones of the same keys, as the workers of a team share them out.

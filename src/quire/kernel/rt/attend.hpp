@@ -51,20 +51,23 @@ inline void scores(
 
 // exp_ of lanes that are 0, less, or NaN, to the same bits in half the instructions: no overflow,
 // and the rounded n stands in the low bits of `shifted`.
-inline vec exp_below(vec x) {
-    const vec least = splat(-87.33654f), c = x < least ? least : x;
-    const vec shifted = c * 1.44269504088896341f + 12582912.0f;
-    const vec n = shifted - 12582912.0f;
-    const vec r = (c - n * 0.693359375f) + n * 2.12194440e-4f;
-    vec p = splat(1.9875691500e-4f);
+inline part exp_below(part x) {
+    const part least = -87.33654f - part{}, c = x < least ? least : x;
+    const part shifted = c * 1.44269504088896341f + 12582912.0f;
+    const part n = shifted - 12582912.0f;
+    const part r = (c - n * 0.693359375f) + n * 2.12194440e-4f;
+    part p = 1.9875691500e-4f - part{};
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    const vec y = p * (vec)(((uvec)shifted << 23) + 0x3f800000u);
-    return x < least ? vec{} : y;
+    const part y = p * (part)(((upart)shifted << 23) + 0x3f800000u);
+    return x < least ? part{} : y;
+}
+inline vec exp_below(vec x) {
+    return parts_of([&](int k) { return exp_below(x.p[k]); });
 }
 
 // The scores s[j], j < n, become exp(s − max), zeros up to a whole vector behind them; into part[0]
@@ -74,16 +77,13 @@ inline void exponentials(float* part, float* s, index_t n) {
     index_t end = n;
     for (; end % LANES; ++end) s[end] = dead;
     vec lanes = splat(dead);
-    for (index_t j = 0; j < end; j += LANES) {
-        const vec here = load16(s + j);
-        lanes = here > lanes ? here : lanes;
-    }
+    for (index_t j = 0; j < end; j += LANES) lanes = larger(load16(s + j), lanes);
     const float most = part[0] = max16(lanes);
     vec total = {};
     for (index_t j = 0; j < end; j += LANES) {
         // Without a live key all are 0.
-        const vec power = most > dead ? exp_below(load16(s + j) - splat(most)) : vec{};
-        *reinterpret_cast<vec_u*>(s + j) = power;
+        const vec power = most > dead ? exp_below(load16(s + j) + splat(-most)) : vec{};
+        store16(s + j, power);
         total += power;
     }
     part[1] = sum16(total);
@@ -111,10 +111,13 @@ inline void weighted(
     for (int g = 0; g < G; ++g)
         for (int c = 0; c < T; ++c) {
             float* out = part[g] + 2 + i + 16 * c;
-            if (rest == LANES)
-                *reinterpret_cast<vec_u*>(out) = acc[g][c];
-            else
-                for (index_t e = 0; e < rest; ++e) out[e] = acc[g][c][e];
+            if (rest == LANES) {
+                store16(out, acc[g][c]);
+            } else {
+                float lane[LANES];
+                store16(lane, acc[g][c]);
+                for (index_t e = 0; e < rest; ++e) out[e] = lane[e];
+            }
         }
 }
 

@@ -76,7 +76,8 @@ inline void weights(const int8_group& g, vec& low, vec& high) {
     // One instruction, the load within it: a mask on the word that the scale is the upper half of.
     std::int32_t word;
     std::memcpy(&word, g.value + 30, sizeof word);
-    const vec by = (vec)_mm512_and_si512(_mm512_set1_epi32(word), _mm512_set1_epi32(-65536));
+    const __m512i top = _mm512_and_si512(_mm512_set1_epi32(word), _mm512_set1_epi32(-65536));
+    const vec by = {{(part)top}};
 #else
     const vec by = splat(g.by());
 #endif
@@ -91,15 +92,23 @@ inline void weights(const int4_group& g, vec& low, vec& high) {
         _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7));
     const __m512i wide =
         _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(g.value)));
-    low = (vec)_mm512_permutexvar_ps(wide, table);  // by the lower four bits
-    high = (vec)_mm512_permutexvar_ps(_mm512_srli_epi32(wide, 4), table);
+    low = {{(part)_mm512_permutexvar_ps(wide, table)}};  // by the lower four bits
+    high = {{(part)_mm512_permutexvar_ps(_mm512_srli_epi32(wide, 4), table)}};
+#elif defined(__AVX2__)
+    const vec by = splat(g.by());
+    const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(g.value));
+    const __m128i mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+    low = by * floats(_mm_sub_epi8(_mm_and_si128(pairs, mask), eight));
+    high = by * floats(_mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(pairs, 4), mask), eight));
 #else
-    for (int i = 0; i < 16; ++i) {
-        low[i] = float((g.value[i] & 15) - 8);
-        high[i] = float((g.value[i] >> 4) - 8);
+    float a[LANES], b[LANES];
+    for (int i = 0; i < LANES; ++i) {
+        a[i] = float((g.value[i] & 15) - 8);
+        b[i] = float((g.value[i] >> 4) - 8);
     }
-    low *= g.by();
-    high *= g.by();
+    const vec by = splat(g.by());
+    low = by * load16(a);
+    high = by * load16(b);
 #endif
 }
 
