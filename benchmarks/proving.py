@@ -63,7 +63,7 @@ CASES: tuple[tuple[str, str, int | None, float | int | None, int | None], ...] =
     ("llama", "eager", None, 0.1, None),
     ("vit", "eager", None, 0.1, None),
     ("unet2d-condition", "eager", None, 0.1, None),
-    ("esmfold", "eager", 256, 0.1125, None),
+    ("esmfold", "eager", 256, 0.1, None),
     ("esmfold", "eager", 512, 0.1, None),
     ("gpt2", "sdpa", None, 0.25, None),
     ("llama", "sdpa", None, 0.25, None),

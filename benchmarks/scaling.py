@@ -3,21 +3,29 @@
     python -m benchmarks.scaling            all; --fit prints the calibration only
 
 Every figure here is *predicted* by the planner's cost model, but for those in the columns headed
-"published". Two layers are captured, without weights, and repeated: layers are equal. The plan is
-that of quire.shard; parameters, gradients and Adam's states are spread over all devices (FSDP).
+"published". At one million tokens whole models without weights go through what quire.shard does, on
+torch's fake process group. At the other lengths two layers are captured and repeated: layers are
+equal. Parameters, gradients and Adam's states are spread over all devices (FSDP).
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.scaling_points import best_fit
+from benchmarks.scaling_points import rows as calibration
 from quire.capture.export import from_exported
 from quire.capture.program import Program
 from quire.capture.training import export_training
@@ -29,7 +37,8 @@ from quire.plan.shard.keep import Region
 from quire.plan.shard.memory import fit
 from quire.plan.shard.plan import ShardPlan, describe
 from quire.plan.shard.timing import StepTime
-from quire.sharding import plan_shards
+from quire.runtime.sharded import shard_tree
+from quire.sharding import built, plan_shards
 
 ROOT = Path(__file__).resolve().parent.parent
 H100 = TOPOLOGIES["h100"]
@@ -54,69 +63,59 @@ MODELS = {
     },
 }
 
-# README of zhuzilin/ring-flash-attention at 01c8baf: Llama 3.1 8 B's attention, causal, bf16, 8 K
-# tokens a GPU, 8 GPUs. Iterations a second of zigzag ring, and of flash attention on one GPU with
-# an 8th of the work, as printed there (already divided by 8).
-PUBLISHED = (
-    ("8 × H800", "batch", "forward", 63.0, 73.9, True),
-    ("8 × H800", "batch", "both", 17.4, 19.3, True),
-    ("8 × A100", "batch", "forward", 38.2, 46.7, True),
-    ("8 × A100", "batch", "both", 10.6, 11.8, True),
-    ("8 × H800", "variable length", "forward", 74.8, 106.6, False),
-    ("8 × H800", "variable length", "both", 21.4, 28.2, False),
-    ("8 × A100", "variable length", "forward", 47.9, 66.5, False),
-    ("8 × A100", "variable length", "both", 13.4, 16.7, False),
-)
-NEAR = {
-    "8 × H800": attrs.evolve(H100, near=attrs.evolve(H100.near, bandwidth=0.8 * 200e9)),
-    "8 × A100": TOPOLOGIES["a100"],
-}
-BLOCK = 8192 * 32 * 128
-"""Elements of one device's queries there."""
+
+@contextlib.contextmanager
+def fake_group(ranks: int) -> Iterator[DeviceMesh]:
+    """A mesh of `ranks` ranks in this process alone: torch's fake process group."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield init_device_mesh("cpu", (ranks,), mesh_dim_names=("sp",))
+    finally:
+        dist.destroy_process_group()
 
 
-def calibration() -> list[tuple[Any, ...]]:
-    """Device, API, pass, published share of the flash time, predicted share, whether fitted to."""
-    rows = []
-    for device, api, what, ring, flash, fitted in PUBLISHED:
-        topology = NEAR[device]
-        passes = 1 if what == "forward" else 2
-        seconds = 1 / flash + passes * 8 * BLOCK * MERGE_BYTES / topology.bandwidth
-        rows.append((device, api, what, ring / flash, 1 / flash / seconds, fitted))
-    return rows
-
-
-def best_fit() -> float:
-    """Bytes an element and hop, by least squares of the seconds over the points fitted to."""
-    top = bottom = 0.0
-    for device, _, what, ring, flash, fitted in PUBLISHED:
-        if fitted:
-            unit = (1 if what == "forward" else 2) * 8 * BLOCK / NEAR[device].bandwidth
-            # Relative to the time of the pass, so that short passes count as much as long ones.
-            top += unit * (1 / ring - 1 / flash) * flash**2
-            bottom += unit**2 * flash**2
-    return top / bottom
-
-
-def captured(shape: dict[str, int], size: int) -> Program:
+def model(shape: dict[str, int], size: int, layers: int) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A Llama of that shape without weights, and a batch."""
     config = LlamaConfig(
-        **{**shape, "num_hidden_layers": CAPTURED},
+        **{**shape, "num_hidden_layers": layers},
         vocab_size=128256,
         max_position_embeddings=size,
         tie_word_embeddings=False,
         use_cache=False,
     )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16).train()
+        made = LlamaForCausalLM(config).to(torch.bfloat16).train()
         ids = torch.zeros(1, size, dtype=torch.int64)
-    exported = export_training(model, (), {"input_ids": ids, "labels": ids.clone()})
-    return only_losses(from_exported(exported))
+    return made, {"input_ids": ids, "labels": ids.clone()}
+
+
+def captured(made: Any, batch: dict[str, torch.Tensor]) -> Program:
+    return only_losses(from_exported(export_training(made, (), batch)))
+
+
+def sharded(
+    made: Any, batch: dict[str, torch.Tensor], program: Program, ranks: int
+) -> tuple[ShardPlan | None, float]:
+    """What rank 0 of `ranks` gets from quire.shard but for the capture, which all counts share:
+    the plan (None: nothing fits), and the seconds of planning, writing and building the module."""
+    with fake_group(ranks) as mesh:
+        started = time.perf_counter()
+
+        def build(*_: Any) -> Any:
+            return built(made, program, plan_shards(program, ranks, H100, budget=BUDGET))
+
+        try:
+            small: Any = shard_tree(made, mesh, build, (), batch)
+        except BudgetError as error:
+            print(error, flush=True)
+            return None, time.perf_counter() - started
+        return small.plan, time.perf_counter() - started
 
 
 def planned(
     program: Program, layers: int, ranks: int, topology: Topology
 ) -> tuple[ShardPlan, Any, StepTime]:
-    """The plan, memory and time of `layers` layers like those of `program`; memory is None where
+    """The plan, memory and time of `layers` layers like those of `program`; memory is a text where
     nothing fits."""
     plan = plan_shards(program, ranks, topology)
     needs = plan.memory.needs
@@ -128,9 +127,9 @@ def planned(
     )
     deep = attrs.evolve(needs, regions=regions, parameters=needs.parameters + (times - 1) * inside)
     try:
-        memory = fit(deep, BUDGET, topology.host)
-    except BudgetError:
-        memory = None
+        memory: Any = fit(deep, BUDGET, topology.host)
+    except BudgetError as error:
+        memory = f"needs {int(str(error).split('needs ')[1].split()[0]) / 1e9:.0f} GB"
     return plan, memory, _deeper(plan, times, deep.parameters, memory, ranks, topology)
 
 
@@ -150,38 +149,55 @@ def _deeper(
         merge=times * one.merge,
         exposed=times * one.exposed,
         gradients=max(0.0, moved - compute),
-        again=memory.extra_seconds if memory else 0.0,
+        again=0.0 if isinstance(memory, str) else memory.extra_seconds,
     )
 
 
-def table() -> tuple[list[str], list[str], list[tuple[str, int, float]]]:
-    """Rows at 8 devices, rows of scaling, and points of the plot."""
-    eight, scaling, points = [], [], []
+def eight() -> list[str]:
+    """Rows at 8 devices."""
+    rows = []
     for name, shape in MODELS.items():
+        layers = shape["num_hidden_layers"]
         for label, size in LENGTHS.items():
-            program = captured(shape, size)
-            counts = COUNTS if label == "1 M" else COUNTS[:1]
-            for ranks in counts:
-                started = time.perf_counter()
-                plan, memory, step = planned(program, shape["num_hidden_layers"], ranks, H100)
-                took = time.perf_counter() - started
-                best = plan.chosen[0]
-                way = describe(best, ranks)
-                room = "does not fit" if memory is None else f"{memory.peak / 1e9:.0f} GB"
-                kept = "–" if memory is None else _kept(memory)
-                if ranks == 8:
-                    eight.append(
-                        f"| {name} | {label} | {way} | {room} | {kept} | {step.total:.1f} s | "
-                        f"{100 * step.overhead:.1f} % |"
-                    )
-                if label == "1 M":
-                    scaling.append(
-                        f"| {name} | {ranks} | {way} | {room} | {100 * step.efficiency:.1f} % | "
-                        f"{took:.1f} s |"
-                    )
-                    points.append((name, ranks, 100 * step.efficiency))
-                print(name, label, ranks, way, room, f"{step.overhead:.3f}", flush=True)
-    return eight, scaling, points
+            program = captured(*model(shape, size, CAPTURED))
+            plan, memory, step = planned(program, layers, 8, H100)
+            way = describe(plan.chosen[0], 8)
+            if isinstance(memory, str):
+                rows.append(f"| {name} | {label} | {way} | {memory} | – | – | – |")
+            else:
+                rows.append(
+                    f"| {name} | {label} | {way} | {memory.peak / 1e9:.0f} GB | {_kept(memory)} | "
+                    f"{step.total:.1f} s | {100 * step.overhead:.1f} % |"
+                )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def scaling() -> tuple[list[str], list[tuple[str, int, float]]]:
+    """Rows at one million tokens, whole models on the fake process group; points of the plot."""
+    rows, points = [], []
+    for name, shape in MODELS.items():
+        made, batch = model(shape, LENGTHS["1 M"], shape["num_hidden_layers"])
+        started = time.perf_counter()
+        program = captured(made, batch)
+        capture = time.perf_counter() - started
+        for ranks in COUNTS:
+            plan, took = sharded(made, batch, program, ranks)
+            if plan is None:
+                free = plan_shards(program, ranks, H100)
+                way, room, kept = describe(free.chosen[0], ranks), "does not fit", "–"
+                step = free.time
+            else:
+                way = describe(plan.chosen[0], ranks)
+                room, kept = f"{plan.memory.peak / 1e9:.0f} GB", _kept(plan.memory)
+                step = plan.time
+            rows.append(
+                f"| {name} | {ranks} | {way} | {room} | {kept} | {100 * step.efficiency:.1f} % | "
+                f"{took:.1f} s + {capture:.0f} s |"
+            )
+            points.append((name, ranks, 100 * step.efficiency))
+            print(rows[-1], flush=True)
+    return rows, points
 
 
 def _kept(memory: Any) -> str:
@@ -189,7 +205,8 @@ def _kept(memory: Any) -> str:
     for _, how in memory.regions:
         counts[how] = counts.get(how, 0) + 1
     layers = ", ".join(f"{n} {how}" for how, n in sorted(counts.items()))
-    return f"{layers}; scores in {memory.head_parts}"
+    rows = f", rows in {memory.parts}" if memory.parts > 1 else ""
+    return f"{layers}{rows}; scores in {memory.head_parts}"
 
 
 def plot(points: list[tuple[str, int, float]], path: Path) -> None:
@@ -213,23 +230,17 @@ def plot(points: list[tuple[str, int, float]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def _calibration_rows() -> list[str]:
-    return [
-        f"| {device} | {api} | {what} | {100 * published:.1f} % | {100 * found:.1f} % | "
-        f"{100 * (found - published):+.1f} | {'yes' if fitted else 'no'} |"
-        for device, api, what, published, found, fitted in calibration()
-    ]
-
-
 def main() -> None:
     print(f"best fit {best_fit():.1f} bytes, in use {MERGE_BYTES}")
-    print("\n".join(_calibration_rows()))
+    print("\n".join(calibration()))
     if "--fit" in sys.argv:
         return
-    eight, scaling, points = table()
+    at_eight = eight()
+    scaled, points = scaling()
     plot(points, ROOT / "docs" / "scaling.svg")
     page = (ROOT / "benchmarks" / "scaling.md").read_text(encoding="utf-8")
-    for key, rows in (("CALIBRATION", _calibration_rows()), ("EIGHT", eight), ("SCALING", scaling)):
+    tables = {"CALIBRATION": calibration(), "EIGHT": at_eight, "SCALING": scaled}
+    for key, rows in tables.items():
         page = page.replace(f"<!-- {key} -->", "\n".join(rows))
     (ROOT / "docs" / "scaling.md").write_text(page, encoding="utf-8")
 

@@ -13,7 +13,7 @@ import quire
 from quire.capture.export import from_exported
 from quire.capture.program import Program
 from quire.capture.training import export_training
-from quire.errors import InputError
+from quire.errors import BudgetError, InputError
 from quire.plan.shard.head import only_losses
 from quire.runtime.sharded import shard_tree
 from quire.runtime.wire import Wire
@@ -199,24 +199,52 @@ def test_twenty_steps_follow_the_same_curve(ranks: Any) -> None:
         assert losses == pytest.approx(alone, rel=1e-4)
 
 
-def _within(memory: int | None) -> tuple[list[str], dict[str, Any]]:
+def _within(memory: int | None) -> tuple[list[str], int, dict[str, Any]]:
     model, batch = build("llama", 37)
     small = _shard(model, batch, 4, None, ("llama", 37, False, torch.float32), memory=memory)
     loss = small(**batch).loss
     loss.backward()
     grads = {n: p.grad for n, p in small.named_parameters() if p.grad is not None}
     kept = [how for _, how in small.plan.memory.regions]
-    return kept, {"loss": loss.detach(), "grads": grads, "peak": small.plan.memory.peak}
+    found = {"loss": loss.detach(), "grads": grads, "peak": small.plan.memory.peak}
+    return kept, small.plan.memory.parts, found
 
 
-def test_a_budget_recomputes_layers_and_changes_no_gradient(ranks: Any) -> None:
-    free, answer = ranks.run(_within, memory=None)[0]
-    assert free == ["keep", "keep"]
+def test_a_budget_recomputes_and_changes_no_gradient(ranks: Any) -> None:
+    free, parts, answer = ranks.run(_within, memory=None)[0]
+    assert (free, parts) == (["keep", "keep"], 1)
     answers = ranks.run(_within, memory=answer["peak"] - 1)
-    for kept, found in answers:
-        assert kept != ["keep", "keep"]
+    for kept, parts, found in answers:
+        assert kept != ["keep", "keep"] or parts > 1
         assert found["peak"] < answer["peak"]
-    _check([found for _, found in answers], *_alone("llama", 37))
+    _check([found for *_, found in answers], *_alone("llama", 37))
+
+
+def _rows_in_parts() -> dict[str, Any]:
+    """The least memory that there is a plan for."""
+    model, batch = build("gpt2", 37)
+    key = ("gpt2", 37, False, torch.float32)
+    free = _shard(model, batch, 4, None, key).plan.memory.peak
+    for share in range(5, 101, 5):
+        try:
+            small = _shard(model, batch, 4, None, key, memory=free * share // 100)
+            break
+        except BudgetError:
+            continue
+    else:
+        raise AssertionError("nothing fits")
+    assert small.plan.memory.parts > 1
+    assert all(how != "keep" for _, how in small.plan.memory.regions)
+    assert "ranks.in_parts(rows, 10, " in small.source("transformer.h.0")
+    loss = small(**batch).loss
+    loss.backward()
+    grads = {n: p.grad for n, p in small.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach(), "grads": grads}
+
+
+def test_layers_in_parts_of_the_rows(ranks: Any) -> None:
+    """Ops between attentions on some rows at a time, recomputed within recomputed layers."""
+    _check(ranks.run(_rows_in_parts), *_alone("gpt2", 37))
 
 
 def _in_parts(parts: int) -> dict[str, Any]:

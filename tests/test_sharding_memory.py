@@ -1,4 +1,5 @@
-"""Activation memory of a training step on each rank, measured, against one process's."""
+"""Activation memory of a training step on each rank, measured, against one process's and the
+plan's."""
 
 from __future__ import annotations
 
@@ -10,7 +11,12 @@ import torch.distributed as dist
 import transformers as hf
 
 import quire
+from quire.capture.export import from_exported
+from quire.capture.training import export_training
 from quire.measure import allocated
+from quire.plan.shard.head import only_losses
+from quire.runtime.sharded import shard_tree
+from quire.sharding import built, plan_shards, topology_of
 from tests.ranks import mesh
 
 TOKENS = 16_384
@@ -53,3 +59,62 @@ def alone(ranks: Any) -> int:
 def test_peak_of_a_step_falls_with_the_ranks(ranks: Any, alone: int, count: int) -> None:
     for peak in ranks.run(_peak, ranks=count):
         assert peak <= 1.1 / count * alone
+
+
+PLANNED = 4096
+
+
+def _predicted(shares: list[float]) -> list[tuple[int, int, int, set[str]]]:
+    """For each budget, as a share of what is needed without one: the bytes predicted, measured,
+    the parts rows go in, and what layers do."""
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=1024,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=PLANNED,
+        use_cache=False,
+    )
+    model: Any = hf.LlamaForCausalLM(config)
+    ids = torch.randint(512, (1, PLANNED))
+    batch = {"input_ids": ids, "labels": ids}
+    program = only_losses(from_exported(export_training(model, (), batch)))
+    links, ways = topology_of(None, "cpu"), ["ring"]
+    free = plan_shards(program, 4, links, ways=ways).memory  # type: ignore[arg-type]
+    # The states counted are spread by FSDP, which is not here; a layer's gradients are.
+    layer = 4 * sum(p.numel() for p in model.model.layers[0].parameters())
+    found = []
+    for share in shares:
+        budget = int(free.peak * share)
+        plan = plan_shards(program, 4, links, ways=ways, budget=budget)  # type: ignore[arg-type]
+        small: Any = shard_tree(
+            model, mesh(4), lambda *_, plan=plan: built(model, program, plan), (), batch
+        )
+        for parameter in small.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+        def step(small: Any = small) -> None:
+            small(**batch).loss.backward()
+
+        measured = allocated(step)[0]
+        memory = plan.memory
+        assert memory.peak <= budget
+        kinds = {how for _, how in memory.regions}
+        found.append((memory.peak - memory.states + layer, measured, memory.parts, kinds))
+        for parameter in model.parameters():
+            parameter._post_accumulate_grad_hooks = None
+    return found
+
+
+def test_a_plan_bounds_what_is_measured(ranks: Any) -> None:
+    """With all kept, rows in parts, and layers made again: measured never above the plan, and no
+    more than a third below it."""
+    for answers in ranks.run(_predicted, shares=[1.0, 0.3, 0.134]):
+        assert answers[0][2] == 1 < answers[1][2]
+        assert "recompute" in answers[2][3] and answers[2][2] > 1
+        for predicted, measured, *_ in answers:
+            assert 2 / 3 * predicted <= measured <= predicted
+        assert answers[0][1] > 2 * answers[1][1] > 2 * answers[2][1]

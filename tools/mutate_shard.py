@@ -95,6 +95,13 @@ def _of_row(row: str, task: Task) -> Iterator[tuple[str, str]]:
     elif function == "join_sum":
         yield "missing collective", f"{space}{name} = {args[0]}"
         yield "wrong scale", made(put(1, "0.5" if args[1] == "1.0" else "1.0"))
+    elif function == "in_parts":
+        given = args[3].strip("[]").split(", ")
+        yield "wrong rows", made(put(1, str(int(args[1]) + 1)))
+        yield "wrong rows", made(put(2, str(int(args[1]) + 1)))
+        if len(given) > 1:
+            yield "wrong rows", made(put(3, f"[{', '.join([given[-1], *given[1:]])}]"))
+        yield "wrong blocks", made(put(5, args[5].replace(", 1, ", ", 2, ", 1)))
     elif function == "fixed_rows":
         yield "local rows", made(put(2, str(int(args[2]) + 1)))
     elif function == "cross_entropy":

@@ -24,20 +24,23 @@ CASES = (
     ("llama", 4, "ulysses"), ("llama", 4, "ring"), ("llama", 4, "gathered"), ("llama", 4, "hybrid"),
     ("llama", 8, "hybrid"), ("llama", 2, "ring"), ("qwen3", 4, "ring"), ("qwen3", 4, "ulysses"),
     ("bert", 4, "ring"), ("bert", 4, "ulysses"), ("gpt2", 8, "ring"), ("gpt2", 4, "gathered"),
+    ("llama", 4, "ring", 3), ("gpt2", 4, "ulysses", 2),
 )  # fmt: skip
+"""Model, ranks, way, and the parts that ops on rows go in."""
+
 SIZE = 13
 
 
 def main(count: int = 200, seed: int = 0) -> int:
     drawn: list[list[Lie]] = []
-    for family, ranks, way in CASES:
-        task = sharded(family, SIZE, ranks, way)
+    for family, ranks, way, *parts in CASES:
+        task = sharded(family, SIZE, ranks, way, parts=parts[0] if parts else 1)
         found = prove_task(task, hooks(), exact=True)
         print(f"{family}, {ranks} ranks, {way}: {found.verdict} {found.reason}", flush=True)
         if found.verdict != "proved":
             return 1
         made = list(lies(task, hooks()))
-        random.Random(f"{seed} {family} {ranks} {way}").shuffle(made)
+        random.Random(f"{seed} {family} {ranks} {way} {parts}").shuffle(made)
         drawn.append(made)
     turns = [lie for row in itertools.zip_longest(*drawn) for lie in row if lie is not None]
     tables: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)

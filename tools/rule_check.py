@@ -85,6 +85,9 @@ def check_axis(case: Case, flow: Flow, axis: Axis, cuts: Sequence[int]) -> None:
             made = run(op, read, edits, axis.target)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise WrongAxisError(f"part [{a}, {b}) does not run: {error}") from error
+        if axis.join is Join.WITHIN:
+            # What runs in a plan is not the op: the part is that of the other operand.
+            compare(made[0], next(t for i, t in enumerate(read) if i != axis.init))
         for result, shape in zip(made, shapes, strict=True):
             if tuple(result.shape) != shape:
                 raise WrongAxisError(f"part [{a}, {b}) is {tuple(result.shape)}, not {shape}")
@@ -93,7 +96,7 @@ def check_axis(case: Case, flow: Flow, axis: Axis, cuts: Sequence[int]) -> None:
         if str(op.target).startswith(UNSET):
             continue
         if span is not None:
-            compare(concat(whole, span, axis, parts, k), whole)
+            compare(concat(case, span, axis, parts, k), whole)
         elif axis.join is Join.CONCAT:
             for _, _, made, _ in parts:
                 compare(made[k], whole)
@@ -138,12 +141,16 @@ def check_pair(case: Case, one: Axis, two: Axis, rng: random.Random) -> None:
             compare(found, value)
 
 
-def concat(
-    whole: torch.Tensor, span: Span, axis: Axis, parts: Sequence[Any], k: int
-) -> torch.Tensor:
-    """Write the parts of output `k` to where `span` says; each element must be written once."""
+def concat(case: Case, span: Span, axis: Axis, parts: Sequence[Any], k: int) -> torch.Tensor:
+    """Write the parts of output `k` to where `span` says; each element must be written once, but
+    for the rest of a WITHIN."""
+    whole = case.whole[k]
     result = torch.zeros_like(whole)
+    if axis.join is Join.WITHIN:
+        assert axis.init is not None
+        result = case.tensors[axis.init].clone()
     times = torch.zeros(whole.shape[span.dim], dtype=torch.int64)
+    least = 0 if axis.join is Join.WITHIN else 1
     weights = rescale(axis, parts) if axis.join is Join.SOFTMAX else None
     for i, (a, b, made, _) in enumerate(parts):
         value = made[k]
@@ -156,7 +163,7 @@ def concat(
             result.narrow(span.dim, first, end - first).copy_(piece)
             times[first:end] += 1
             at += end - first
-    if not bool((times == 1).all()):
+    if not bool(((times >= least) & (times <= 1)).all()):
         raise WrongAxisError(f"{span} writes some elements not once but {times.tolist()} times")
     return result
 

@@ -153,6 +153,8 @@ def slice_(g: Gen) -> Calls:
 def slice_scatter(g: Gen) -> Calls:
     x = g.t(g.n(), 7, g.n())
     yield x, g.t(x.shape[0], 3, x.shape[2]), 1, 1, 4
+    yield x, g.t(x.shape[0], 4, x.shape[2]), 1, -4
+    yield x, g.t(x.shape[0], 4, x.shape[2]), 1, 0, 7, 2
 
 
 @samples("select_scatter")

@@ -6,6 +6,7 @@ capture → rewrite → plan → apply → run
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.export import ExportedProgram
 
 import quire.flow.rules  # noqa: F401  (fills the table of rules)
 from quire.apply.chunk import apply_chunks
+from quire.apply.halves import halve
 from quire.apply.unroll import unroll
 from quire.budget import Memory, parse_budget
 from quire.capture.export import export, from_exported
@@ -30,6 +32,7 @@ from quire.plan import moments
 from quire.plan.build import PartSizer, build_plan, fingerprint
 from quire.plan.chunk import Choice, ChunkPlanner
 from quire.plan.folds import head_folds
+from quire.plan.halves import own_products
 from quire.plan.plan import Plan
 from quire.plan.stages import read_across, staged
 from quire.report.units import bytes_text
@@ -132,7 +135,11 @@ class Variant:
 
     program: Program
     notes: tuple[str, ...] = ()
+    last: bool = False
+    """Much is computed twice: worth a try only where nothing else fits."""
 
+
+Planned = tuple[Variant, ChunkPlanner]
 
 NEAR = 1.02
 """A plan this close to the fastest of the first variant needs no other."""
@@ -141,9 +148,10 @@ NEAR = 1.02
 class Planning:
     """Everything that plans of one captured program share.
 
-    The program is planned in up to three variants, made when they are first needed: rewritten to
-    the fused kernels, the same in stages (`plan.stages`), and with attention head by head
-    (`plan.folds`); each reaches lower than the one before.
+    The program is planned in up to four variants, made when they are first needed: rewritten to
+    the fused kernels, the same in stages (`plan.stages`), with attention head by head
+    (`plan.folds`), and with a state's product with itself in halves (`plan.halves`); each reaches
+    lower than the one before.
     """
 
     def __init__(self, captured: Program, progress: Progress = lambda *_: None) -> None:
@@ -159,7 +167,8 @@ class Planning:
         simple = simplify(drop_masks(simplify(captured, notes), notes))
         fused = simplify(share_keys(fuse_attention(simple, notes), notes))
         self.first = Variant(fused, tuple(notes))
-        self._planned: list[tuple[Variant, ChunkPlanner]] = []
+        self._variants: list[Variant] = []
+        self._planned: list[Planned] = []
         self._more = self.variants()
 
     def _planner(self, program: Program, *, candidates: bool = True) -> ChunkPlanner:
@@ -172,13 +181,18 @@ class Planning:
             candidates=candidates,
         )
 
-    def planners(self) -> Iterator[tuple[Variant, ChunkPlanner]]:
-        """The variants in turn, each with its planner."""
+    def planners(self, *, last: bool = True) -> Iterator[Planned]:
+        """The variants in turn, each with its planner; the last resort only with `last`."""
         for k in count():
-            if k == len(self._planned):
+            if k == len(self._variants):
                 variant = next(self._more, None)
                 if variant is None:
                     return
+                self._variants.append(variant)
+            variant = self._variants[k]
+            if variant.last and not last:
+                return
+            if k == len(self._planned):
                 self._planned.append((variant, self._planner(variant.program)))
             yield self._planned[k]
 
@@ -188,16 +202,18 @@ class Planning:
         first = self._planned[0][1] if self._planned else self._planner(program, candidates=False)
         laid = self._planner(lay_out(program, read_across(first.model)), candidates=False)
         runs = staged(laid.model, laid.baseline_bytes)
-        yield Variant(rearrange(laid.program, runs), notes)
+        stages = rearrange(laid.program, runs)
+        yield Variant(stages, notes)
         if folds := head_folds(first.model):
-            try:
-                by_head = unroll(program, folds)
-            except Refused:
-                return  # heads that do not lie together, such as those of a fused projection
-            apart = self._planner(by_head, candidates=False)
-            runs = staged(apart.model, apart.baseline_bytes, again=False)
-            note = f"{len(folds)} attentions taken head by head"
-            yield Variant(rearrange(apart.program, runs), (*notes, note))
+            with suppress(Refused):  # heads that do not lie together: a fused projection's
+                apart = self._planner(unroll(program, folds), candidates=False)
+                runs = staged(apart.model, apart.baseline_bytes, again=False)
+                note = f"{len(folds)} attentions taken head by head"
+                yield Variant(rearrange(apart.program, runs), (*notes, note))
+        if updates := own_products(self._planner(stages, candidates=False).model):
+            with suppress(Refused):
+                note = f"{len(updates)} products of a state with itself taken in halves"
+                yield Variant(halve(stages, updates), (*notes, note), last=True)
 
     @property
     def baseline(self) -> tuple[int, float]:
@@ -221,9 +237,14 @@ class Planning:
         return self._built(variant, planner, choices, None if memory is None else budget)
 
     def _fastest(self, room: int | None) -> tuple[list[Choice], Variant, ChunkPlanner] | None:
+        return self._best(self.planners(last=False), room) or self._best(self.planners(), room)
+
+    def _best(
+        self, planned: Iterator[Planned], room: int | None
+    ) -> tuple[list[Choice], Variant, ChunkPlanner] | None:
         best: tuple[float, list[Choice], Variant, ChunkPlanner] | None = None
         near: float | None = None
-        for variant, planner in self.planners():
+        for variant, planner in planned:
             # Later variants do more work: none is faster than the first with room enough.
             near = near or NEAR * planner.fastest
             if (choices := planner.plan(room)) is not None:

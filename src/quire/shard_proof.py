@@ -17,6 +17,7 @@ from quire.runtime import (
     block_attention,
     collectives,
     ring_attention,
+    row_parts,
     sharded,
     sharded_attention,
 )
@@ -25,7 +26,7 @@ from quire.verify.claims import RefutedError, UnprovedError
 from quire.verify.shard.order import Order, Place
 from quire.verify.shard.task import Hint, Hooks, Source, Task
 
-_FILES = (layout, collectives, block_attention, ring_attention, sharded_attention)
+_FILES = (layout, collectives, row_parts, block_attention, ring_attention, sharded_attention)
 
 
 def hooks(*, reduce_gradients: bool = True) -> Hooks:

@@ -188,13 +188,14 @@ def plan_shards(
             fix='for Hugging Face models: attn_implementation="sdpa"',
         )
     choice = choose(sites, ranks, topology, room=budget, ways=ways)
-    spreading = Placer(program, sites, ranks, choice.orders[0]).run()
+    placer = Placer(program, sites, ranks, choice.orders[0])
+    spreading = placer.run()
     held = max((c.held for c in choice.chosen), default=0)
     head = find_head(program, spreading.steps, spreading.places)
-    memory = plan_memory(
+    memory, rowwise = plan_memory(
         program,
         sites,
-        spreading.places,
+        spreading,
         lambda size: Layout(size, ranks, choice.orders[0]).local,
         topology,
         ranks=ranks,
@@ -224,6 +225,11 @@ def plan_shards(
         time=_time(program, spreading, sites, choice.chosen, memory, ranks, topology),
         head=() if head is None else tuple(n.name for n in head.scores),
         head_parts=memory.head_parts,
+        stretches=tuple(
+            one.on(-(-placer.rows(one.size) // memory.parts), placer.on_rows)
+            for one in rowwise
+            if memory.parts > 1
+        ),
     )
 
 

@@ -54,6 +54,11 @@ def view() -> Case:
     return case_of(Call(aten.view.default, (torch.randn(4, 6).double(), [24])))
 
 
+def stretch() -> Case:
+    x, y = torch.randn(2, 9).double(), torch.randn(2, 4).double()
+    return case_of(Call(aten.slice_scatter.default, (x, y, 1, 3, 7)))
+
+
 def causal() -> Case:
     q = torch.randn(1, 2, 5, 4).double()
     call = Call(aten.scaled_dot_product_attention.default, (q, q, q, None, 0.0, True))
@@ -66,7 +71,11 @@ def axis_of(flow: Flow, wanted: Callable[[Axis], bool]) -> Axis:
 
 
 def folds(axis: Axis) -> bool:
-    return axis.join is not Join.CONCAT
+    return axis.join.folds
+
+
+def within(axis: Axis) -> bool:
+    return axis.join is Join.WITHIN
 
 
 def writes(dim: int) -> Callable[[Axis], bool]:
@@ -97,6 +106,8 @@ LIES = [
     (view, lambda a: a.size == 6, lambda a: attrs.evolve(a, writes=(span(0),)), "outer dropped"),
     (view, lambda a: a.size == 4, changed(edit=None), "whole size"),
     (causal, writes(2), changed(edit=None, target=None), "causal from row 0"),
+    (stretch, within, changed(writes=(span(1),)), "stretch at the start"),
+    (stretch, within, changed(init=1), "the rest of another"),
 ]
 
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import quire.flow.rules  # noqa: F401  (fills the table of rules)
+import quire
+import quire.flow.rules
 from quire.capture.export import capture
 from quire.cost.machine import REFERENCE
 from quire.cost.model import with_slack
@@ -172,3 +173,33 @@ def test_equal_layers_are_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(kinds[0]) == len(kinds[1])
     used = [id(c.candidate) for c in many.floor()[1] if c.candidate is not None]
     assert len(used) >= 16 > len(set(used))
+
+
+def test_a_state_read_through_a_view_is_written_over() -> None:
+    """A step over the columns of a state reads them transposed; the output takes their place."""
+
+    class Columns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+            self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.make(x)
+            h = self.norm(z.transpose(0, 1))
+            return z + self.down(torch.sigmoid(self.up(h))).transpose(0, 1)
+
+    model, x = Columns().eval(), torch.randn(64, 64, 8)
+    planner = ChunkPlanner(capture(model, (x,)), REFERENCE, {})
+    assert planner.floor()[0] < 1.5 * x.nbytes
+
+
+def test_a_pointwise_step_is_not_written_over_what_it_reads_in_another_order() -> None:
+    class Symmetric(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            z = torch.exp(x)
+            return z + z.transpose(1, 2)
+
+    model, x = Symmetric(), torch.randn(6, 40, 40)
+    small = quire.chunk(model, (x,), memory="min")
+    torch.testing.assert_close(small(x), model(x))

@@ -115,7 +115,7 @@ class RegionEmitter(PartReader):
         return numel
 
     def _finish(self) -> list[str]:
-        if self.spread.join is Join.CONCAT:
+        if not self.spread.join.folds:
             return []
         axis = self._axis(self.seed)
         if axis.init is None:
@@ -157,6 +157,9 @@ class RegionEmitter(PartReader):
             target = self.program.ops[with_it[0]].target
             self.lines.append(f"{name} = {self._buffer(step)}")
             self.lines.append(f"{ADDS[target]}({', '.join([*shown, f'out={name}'])})")
+        elif axis.join is Join.WITHIN:
+            written = next(o for o in op.operands if o.index != axis.init)
+            self.lines.append(f"{name} = {self._operand(step, written)}")
         elif place.kind == "fresh" or axis.target is not None:
             shown = self._shown(step)
             function = axis.target.__name__ if axis.target is not None else self._called(op, shown)
@@ -193,7 +196,9 @@ class RegionEmitter(PartReader):
             fold = FOLD[self.spread.join].format(out=out, part=name)
             self.lines += ["if a == 0:", f"    {out}.copy_({name}{scale})", "else:", f"    {fold}"]
             return
-        first, last = write.scale * A, write.scale * B
+        own = self._axis(step).writes[0]
+        offset = own.lo if own is not None and self.spread.join is Join.WITHIN else 0
+        first, last = write.scale * A + offset, write.scale * B + offset
         source = name
         if write.lo != 0 or write.hi != 0:
             start = self._made(step)[0]

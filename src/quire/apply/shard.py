@@ -19,7 +19,7 @@ from torch import fx
 from quire.apply.code import text as constant
 from quire.capture.program import Op, Operand, Program
 from quire.errors import CaptureError
-from quire.plan.shard.plan import Candidate, Placed, ShardPlan, Site, Step
+from quire.plan.shard.plan import Candidate, Placed, ShardPlan, Site, Step, Stretch
 
 aten: Any = torch.ops.aten
 
@@ -50,6 +50,10 @@ class Lines:
     state: Mapping[str, str]
     outputs: tuple[Any, ...]
     """Names as ‹x›, or constants."""
+    stretches: tuple[Stretch, ...] = ()
+    """Lines that run on some of the rank's rows at a time."""
+    locals: Mapping[int, int] = attrs.field(factory=dict)
+    """A rank's rows of a sequence, by its length."""
 
 
 def shard_lines(program: Program, plan: ShardPlan, *, whole_outputs: bool = False) -> Lines:
@@ -60,6 +64,7 @@ class _Writer:
     def __init__(self, program: Program, plan: ShardPlan) -> None:
         self.program, self.plan = program, plan
         self.steps = {step.node: step for step in plan.steps}
+        self.steps |= {step.node: step for one in plan.stretches for step in one.steps}
         self.sites = {
             s.node: (s, c) for s, c in zip(plan.sites, plan.chosen, strict=True) if not s.plain
         }
@@ -90,6 +95,8 @@ class _Writer:
             tuple(i.node.name for i in self.program.inputs if i.kind == "user"),
             {i.node.name: i.target for i in self.program.inputs if i.kind != "user"},
             tuple(outputs),
+            self.plan.stretches,
+            {s.size: self.plan.layout(s.size).local for s in self.plan.stretches},
         )
 
     def _node(self, node: fx.Node) -> None:

@@ -2,17 +2,21 @@
 
 A module's function holds the lines that were captured within it; calls of its submodules go
 through these modules, so that hooks, checkpointing and FSDP on them work. Parameters are read
-from the module that the line belongs to.
+from the module that the line belongs to. A stretch of lines that runs on some rows at a time is a
+function within the function, given to `ranks.in_parts`.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import attrs
 
 from quire.apply.shard import Line, Lines
+from quire.errors import CaptureError
+from quire.plan.shard.plan import Placed, Stretch
 
 
 @attrs.frozen
@@ -25,29 +29,54 @@ class Function:
 
 
 @attrs.frozen
-class _Group:
-    module: str
+class _Parts:
+    """Items of one function that run on some rows at a time."""
+
+    stretch: Stretch
     items: tuple[Line | _Group, ...]
 
     @property
     def made(self) -> list[str]:
-        return [n for i in self.items for n in (i.made if isinstance(i, _Group) else [i.name])]
+        return _made(self.items)
 
     @property
     def reads(self) -> list[str]:
         return [n for i in self.items for n in i.reads]
 
 
+@attrs.frozen
+class _Group:
+    module: str
+    items: tuple[Line | _Group | _Parts, ...]
+
+    @property
+    def made(self) -> list[str]:
+        return _made(self.items)
+
+    @property
+    def reads(self) -> list[str]:
+        return [n for i in self.items for n in i.reads]
+
+
+def _made(items: Sequence[Line | _Group | _Parts]) -> list[str]:
+    return [n for i in items for n in ([i.name] if isinstance(i, Line) else i.made)]
+
+
 def functions(lines: Lines, names: Mapping[str, Sequence[str]]) -> tuple[Function, ...]:
     """`names` gives, for each parameter, buffer or constant, all its names in the module tree."""
-    root = _Group("", _grouped(lines.lines, ""))
+    stretches = {n: one for one in lines.stretches for n in one.nodes}
+    root = _Group("", _grouped(lines.lines, "", stretches))
     writer = _Writer(lines, names)
     writer.write(root, list(lines.inputs), list(lines.outputs))
+    if left := {one.nodes[0] for one in lines.stretches} - writer.in_parts:
+        raise CaptureError(f"ops from {', '.join(sorted(left))} on do not lie together in a module")
     return tuple(writer.functions)
 
 
-def _grouped(lines: Sequence[Line], module: str) -> tuple[Line | _Group, ...]:
-    """Runs of lines of one submodule as groups."""
+def _grouped(
+    lines: Sequence[Line], module: str, stretches: Mapping[str, Stretch]
+) -> tuple[Line | _Group | _Parts, ...]:
+    """Runs of lines of one submodule as groups, and those of a stretch within `module`."""
     items: list[Line | _Group] = []
     at = 0
     while at < len(lines):
@@ -59,9 +88,23 @@ def _grouped(lines: Sequence[Line], module: str) -> tuple[Line | _Group, ...]:
         end = at
         while end < len(lines) and _child(lines[end], module) == child:
             end += 1
-        items.append(_Group(child, _grouped(lines[at:end], child)))
+        items.append(_Group(child, _grouped(lines[at:end], child, stretches)))
         at = end
-    return tuple(items)
+    return tuple(_parted(items, module, stretches))
+
+
+def _parted(
+    items: Sequence[Line | _Group], module: str, stretches: Mapping[str, Stretch]
+) -> Iterator[Line | _Group | _Parts]:
+    def of(item: Line | _Group) -> Stretch | None:
+        one = stretches.get(_made([item])[0])
+        return one if one is not None and one.module == module else None
+
+    for one, run in itertools.groupby(items, of):
+        if one is None:
+            yield from run
+        else:
+            yield _Parts(one, tuple(run))
 
 
 def _child(line: Line, module: str) -> str | None:
@@ -82,6 +125,9 @@ class _Writer:
         self.names = names
         self.functions: list[Function] = []
         self.calls: dict[str, int] = {}
+        self.locals = lines.locals
+        self.in_parts: set[str] = set()
+        """The first node of each stretch that was written."""
 
     def _own(self, state: str, module: str) -> str | None:
         """How a function of `module` reads a parameter; None if none of its names lies there."""
@@ -96,17 +142,7 @@ class _Writer:
         """Write the function; the number of the call."""
         call = self.calls.get(group.module, 0)
         self.calls[group.module] = call + 1
-        body: list[str] = []
-        last = self._last_reads(group, outputs)
-        for position, item in enumerate(group.items):
-            if isinstance(item, Line):
-                body.append(f"{item.name} = {self._shown(item.text, group.module)}")
-            else:
-                body.append(self._call(group, item, position, outputs))
-            # Names of values no longer needed are dropped, so that their memory can be reused.
-            dying = [n for n in last.get(position, ()) if n not in self.state]
-            if dying:
-                body.append(f"del {', '.join(dying)}")
+        body = self._body(group.items, group.module, outputs)
         shown = [self._shown(o, group.module) if isinstance(o, str) else repr(o) for o in outputs]
         alone = len(shown) == 1 and group.module
         body.append(
@@ -117,20 +153,65 @@ class _Writer:
         self.functions.append(Function(group.module, call, source))
         return call
 
-    def _call(self, group: _Group, item: _Group, position: int, outputs: list[str]) -> str:
+    def _body(
+        self, items: Sequence[Line | _Group | _Parts], module: str, outputs: list[str]
+    ) -> list[str]:
+        body: list[str] = []
+        last = self._last_reads(items, outputs)
+        for position, item in enumerate(items):
+            if isinstance(item, Line):
+                body.append(f"{item.name} = {self._shown(item.text, module)}")
+            else:
+                results = _used(items, position, outputs)
+                write = self._call if isinstance(item, _Group) else self._parts
+                body += write(item, module, results)  # type: ignore[arg-type]
+            # Names of values no longer needed are dropped, so that their memory can be reused.
+            dying = [n for n in last.get(position, ()) if n not in self.state]
+            if dying:
+                body.append(f"del {', '.join(dying)}")
+        return body
+
+    def _needs(self, item: _Group | _Parts, module: str) -> list[str]:
+        """What is read of outside and must be given: all but weights that lie in `module`."""
         made = set(item.made)
         needs = list(dict.fromkeys(n for n in item.reads if n not in made))
-        given = [n for n in needs if n not in self.state or self._own(n, item.module) is None]
-        used = {n for other in group.items[position + 1 :] for n in other.reads}
-        used |= {n for o in outputs if isinstance(o, str) for n in re.findall(r"‹(\w+)›", o)}
-        results = [n for n in item.made if n in used]
+        return [n for n in needs if n not in self.state or self._own(n, module) is None]
+
+    def _call(self, item: _Group, module: str, results: list[str]) -> list[str]:
+        given = self._needs(item, item.module)
         call = self.write(item, given, [f"‹{n}›" for n in results])
-        path = item.module[len(group.module) + 1 :] if group.module else item.module
-        shown = [self._shown(f"‹{n}›", group.module) for n in given]
+        path = item.module[len(module) + 1 :] if module else item.module
+        shown = [self._shown(f"‹{n}›", module) for n in given]
         if call:
             shown.append(f"quire_call={call}")
         left = f"{', '.join(results)} = " if results else ""
-        return f"{left}{_access(path)}({', '.join(shown)})"
+        return [f"{left}{_access(path)}({', '.join(shown)})"]
+
+    def _parts(self, item: _Parts, module: str, results: list[str]) -> list[str]:
+        """The lines as a function of some rows, and its call. What it reads of outside is given to
+        it: it runs again in backward, when names outside have been dropped."""
+        one = item.stretch
+        spread, made = dict(one.given), dict(one.made)
+        needs = self._needs(item, module)
+        cut = [n for n in needs if n in spread]
+        whole = [n for n in needs if n not in spread]
+        body = self._body(item.items, module, [f"‹{n}›" for n in results])
+        shown = ", ".join(results)
+        body.append(f"return {shown}")
+        self.in_parts.add(one.nodes[0])
+        call = [
+            "rows",
+            f"{self.locals[one.size]}, {one.rows}",
+            f"[{', '.join(cut)}]",
+            _places(spread[n] for n in cut),
+            _places(made[n] for n in results),
+            *(self._shown(f"‹{n}›", module) for n in whole),
+        ]
+        return [
+            f"def rows({', '.join([*cut, *whole])}):",
+            *(f"    {line}" for line in body),
+            f"{shown} = ranks.in_parts({', '.join(call)})",
+        ]
 
     def _shown(self, text: str, module: str) -> str:
         def value(match: re.Match[str]) -> str:
@@ -140,21 +221,34 @@ class _Writer:
 
         return re.sub(r"‹(\w+)›", value, text)
 
-    def _last_reads(self, group: _Group, outputs: list[str]) -> dict[int, list[str]]:
+    def _last_reads(
+        self, items: Sequence[Line | _Group | _Parts], outputs: list[str]
+    ) -> dict[int, list[str]]:
         kept = {n for o in outputs if isinstance(o, str) for n in re.findall(r"‹(\w+)›", o)}
         last: dict[str, int] = {}
-        for position, item in enumerate(group.items):
+        for position, item in enumerate(items):
             for name in item.reads:
                 last[name] = position
-        inner = {n for i in group.items if isinstance(i, _Group) for n in i.made}
-        known = {i.name for i in group.items if isinstance(i, Line)}
+        inner = {n for i in items if not isinstance(i, Line) for n in i.made}
+        known = {i.name for i in items if isinstance(i, Line)}
         found: dict[int, list[str]] = {}
         for name, position in last.items():
-            item = group.items[position]
-            within = isinstance(item, _Group) and name in item.made
+            item = items[position]
+            within = not isinstance(item, Line) and name in item.made
             if name not in kept and not within and (name in known or name in inner):
                 found.setdefault(position, []).append(name)
         return found
+
+
+def _used(items: Sequence[Line | _Group | _Parts], position: int, outputs: list[str]) -> list[str]:
+    """What the item makes that later ones read, or the function gives."""
+    used = {n for other in items[position + 1 :] for n in other.reads}
+    used |= {n for o in outputs if isinstance(o, str) for n in re.findall(r"‹(\w+)›", o)}
+    return [n for n in _made([items[position]]) if n in used]
+
+
+def _places(places: Iterable[Placed]) -> str:
+    return "[" + ", ".join(f"({p.dim}, {p.outer}, {p.scale})" for p in places) + "]"
 
 
 def _access(path: str) -> str:

@@ -8,7 +8,7 @@ equal, but for the order in which the sum is taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -44,7 +44,7 @@ def _unroll(draft: Draft, spread: Spread) -> None:
             draft.new[o.node] for o in draft.program.ops[reader].operands if o.node != seed
         )
     for unit in range(int(spread.size)):
-        part = _Unit(draft, spread, unit, old).step(seed)
+        part = Unit(draft, spread, unit, old).step(seed)
         total = part if total is None else draft.call(aten.add.Tensor, (total, part), at=old)
     assert total is not None
     draft.replace(old, total)
@@ -61,11 +61,20 @@ def _added_to(program: Program, seed: fx.Node) -> fx.Node | None:
     return op.node if len(infos) == 2 and infos[0] == infos[1] == op.out else None
 
 
-class _Unit:
-    """The calls that make one unit of a spread's seed."""
+class Unit:
+    """The calls that make one unit of a spread's seed, before the node `at`. `instead` are nodes
+    to read for others of the program that the spread does not make."""
 
-    def __init__(self, draft: Draft, spread: Spread, unit: int, at: fx.Node) -> None:
+    def __init__(
+        self,
+        draft: Draft,
+        spread: Spread,
+        unit: int,
+        at: fx.Node,
+        instead: Mapping[fx.Node, fx.Node] | None = None,
+    ) -> None:
         self.draft, self.spread, self.unit, self.at = draft, spread, unit, at
+        self.instead = dict(instead or {})
         self.made: dict[Any, fx.Node] = {}
 
     def step(self, step: fx.Node) -> fx.Node:
@@ -99,7 +108,7 @@ class _Unit:
             if isinstance(value, fx.Node):
                 if value in storage.program.sizes:
                     return self.draft.new[value]
-                return self._read(value, needs[next(count)])
+                return self.read(value, needs[next(count)])
             if isinstance(value, list | tuple):
                 return type(value)(bound(v) for v in value)
             return value
@@ -128,17 +137,21 @@ class _Unit:
             raise Refused(f"parts of {need}")
         return need.scale
 
-    def _read(self, node: fx.Node, need: Span | None) -> fx.Node:
+    def _outside(self, node: fx.Node) -> fx.Node:
+        return self.instead[node] if node in self.instead else self.draft.new[node]
+
+    def read(self, node: fx.Node, need: Span | None) -> fx.Node:
+        """What a call of the unit reads of `node`: `need` of it, or all."""
         storage = self.spread.storage
         base = storage.base[node]
         if need is None:
-            return self.draft.new[node]
+            return self._outside(node)
         if base not in self.spread.cuts:
             length = self._length(need)
             start = length * self.unit
             key = (node, need.dim, start)
             if key not in self.made:
-                args = (self.draft.new[node], need.dim, start, start + length)
+                args = (self._outside(node), need.dim, start, start + length)
                 self.made[key] = self.draft.call(aten.slice.Tensor, args, at=self.at)
             return self.made[key]
         if node is base:

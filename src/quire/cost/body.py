@@ -13,7 +13,6 @@ from quire.cost.model import Model
 from quire.cost.parts import PartCosts
 from quire.flow.outs import ANY_LAYOUT, DENSE, OVERWRITES, adds_into
 from quire.flow.propagate import Spread
-from quire.flow.relation import Join
 
 TYPICAL = 1 << 10
 """Part size at which slots are compared for size."""
@@ -87,7 +86,7 @@ class Body:
 
     @property
     def folds(self) -> bool:
-        return self.spread.join is not Join.CONCAT
+        return self.spread.join.folds
 
     def _place(self) -> dict[fx.Node, Place]:
         """Give every part a place; slots are handed on as soon as their tenant is read last."""

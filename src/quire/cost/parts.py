@@ -12,7 +12,7 @@ from quire.cost.model import LARGE, Model, rows_of
 from quire.cost.time import Work, op_seconds
 from quire.flow.outs import ADDS, ROWS_BLOCK, adds_into
 from quire.flow.propagate import Cut, Spread, Storage, reads_of, writes_of
-from quire.flow.relation import Join, Span
+from quire.flow.relation import Span
 
 
 def part_info(info: TensorInfo, need: Span | None, n: int, *, dense: bool = True) -> TensorInfo:
@@ -190,7 +190,7 @@ class PartCosts:
         found = self._steps.get(step)
         if found is None:
             spread, cut = self.spread, self.spread.cuts[step]
-            folded = spread.join is not Join.CONCAT and step is spread.seed
+            folded = step is spread.seed and spread.join.folds
             key = step, cut, int(spread.size), folded
             shared = self.model.parts
             if key not in shared:

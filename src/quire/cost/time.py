@@ -173,6 +173,6 @@ def kind_of(op: Op, flow: Flow) -> Kind:
             return "gemm"
     if flow.pointwise:
         return "pointwise"
-    if flow.flops != 0 or any(axis.join is not Join.CONCAT for axis in flow.axes):
+    if flow.flops != 0 or any(axis.join.folds for axis in flow.axes):
         return "reduce"
     return "copy"

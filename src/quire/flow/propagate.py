@@ -276,6 +276,11 @@ class Spread:
         assert total is not None
         return cut_for(self.storage.flows[step], output, total)
 
+    def need_of_base(self, node: fx.Node, need: Span | None) -> Span | None:
+        """`need` of a view, in terms of the tensor it views; None if that is no span of it."""
+        found = self._through_views(node, attrs.evolve(need, fill=None)) if need else None
+        return found[0] if found else None
+
     def _through_views(self, node: fx.Node, need: Span) -> tuple[Span, int] | None:
         """`need` of a view as a need of the step whose output it views."""
         while True:

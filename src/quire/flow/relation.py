@@ -44,6 +44,14 @@ class Join(Enum):
     """A softmax over the axis: its parts join by rescaling, if all that reads it sums over the
     axis (online softmax). Carry each part's maximum and sum of exponentials, not their logsumexp:
     in a row masked with the dtype's lowest value the logarithm of the sum is rounded away."""
+    WITHIN = "within"
+    """A stretch of the output is the op's other operand, part by part; the rest is what the operand
+    `Axis.init` holds there. It can be written over that operand where nothing reads it any more."""
+
+    @property
+    def folds(self) -> bool:
+        """Whether the parts' values are combined, and not laid beside each other."""
+        return self not in (Join.CONCAT, Join.WITHIN)
 
 
 @attrs.frozen
@@ -111,7 +119,8 @@ class Axis:
 
     `init` names the operand (by index) whose value is added once to a SUM, such as a bias; `edit`
     makes the parts leave it out. Its dims are those dims of the output that other axes of the
-    flow map them to (a convolution's bias: dim 1), else they broadcast.
+    flow map them to (a convolution's bias: dim 1), else they broadcast. Of a WITHIN it names the
+    operand that holds what no part writes.
     """
 
     size: Size

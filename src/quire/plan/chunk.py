@@ -25,7 +25,7 @@ from quire.cost.machine import Machine
 from quire.cost.model import Model, with_slack, without_slack
 from quire.cost.parts import PartCosts
 from quire.flow.propagate import Spread, Storage
-from quire.flow.relation import Join
+from quire.flow.relation import Join, Span
 from quire.plan.signature import signatures
 
 WINDOW = 96
@@ -33,7 +33,7 @@ WINDOW = 96
 
 PARTS = (8192, 4096, 2048, 1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 
-FOLDS = frozenset({Join.CONCAT, Join.SUM, Join.MAX, Join.MIN, Join.MEAN})
+JOINS = frozenset({Join.CONCAT, Join.WITHIN, Join.SUM, Join.MAX, Join.MIN, Join.MEAN})
 
 
 @cache
@@ -173,8 +173,8 @@ class ChunkPlanner:
             size = int(self.storage.flows[seed].axes[axis].size)
             join = self.storage.flows[seed].axes[axis].join
             # A convolution lays its operands out anew: its channels are no saving to fold.
-            layout = join is not Join.CONCAT and self.model.kinds[seed] == "conv"
-            if join not in FOLDS or layout or size < 2:
+            layout = join.folds and self.model.kinds[seed] == "conv"
+            if join not in JOINS or layout or size < 2:
                 continue
             spread = Spread(self.storage, seed, axis)
             costs = PartCosts(spread, self.model)
@@ -193,6 +193,8 @@ class ChunkPlanner:
         if not all(self._covered(body, step) for step in body.outputs):
             return None
         reuse = self._reuse(body, i, j)
+        if spread.join is Join.WITHIN and spread.seed not in dict(reuse):
+            return None
         held = sum(self.model.nbytes[s] for s in body.outputs)
         held -= sum(self.model.nbytes[out] for out, _ in reuse)
         pairs = tuple((j - self.index[out], j - self.index[base]) for out, base in reuse)
@@ -201,7 +203,7 @@ class ChunkPlanner:
     def _covered(self, body: Body, step: fx.Node) -> bool:
         """Whether the parts of an output, each without its halo, make up the whole of it."""
         parts = body.costs.of(step)
-        if body.folds and step is body.spread.seed:
+        if step is body.spread.seed and body.spread.join is not Join.CONCAT:
             return len(parts.writes) == 1
         for info, write in zip(self.model.infos[step], parts.writes, strict=True):
             if write is None or write.lo > 0 or write.hi < 0:
@@ -223,18 +225,21 @@ class ChunkPlanner:
             write = body.writes[out]
             if write is None or body.folds or write.lo != 0 or write.hi != 0:
                 continue
+            own = self._within(body, out)
+            write = attrs.evolve(write, lo=own.lo, hi=own.hi) if own else write
             for base, asked in body.spread.pending.items():
                 if base in taken or base not in self.live.last or self.index[base] >= i:
                     continue
                 if self.live.last[base] >= j or self.model.infos[base] != self.model.infos[out]:
                     continue
+                if own and base is not self._rest_of(out, body.spread.axis):
+                    continue
                 early = all(
-                    node is base
-                    and read.need == write
+                    body.spread.need_of_base(node, read.need) == write
                     and (
                         # What an addition is done with is read when the addition is done.
                         at[read.reader] + (body.places[read.reader].kind == "into") < at[out]
-                        or (read.reader is out and self._may_overwrite(body, out))
+                        or (read.reader is out and self._may_overwrite(body, out, node is base))
                     )
                     for node, read in asked
                 )
@@ -244,9 +249,20 @@ class ChunkPlanner:
                     break
         return pairs
 
-    def _may_overwrite(self, body: Body, out: fx.Node) -> bool:
+    def _within(self, body: Body, out: fx.Node) -> Span | None:
+        """Where `out` is written, if that is a stretch of it only."""
+        if body.spread.join is not Join.WITHIN or out is not body.spread.seed:
+            return None
+        return self.storage.flows[out].axes[body.spread.axis].writes[0]
+
+    def _rest_of(self, step: fx.Node, axis: int) -> fx.Node | None:
+        """The operand that holds what no part along a WITHIN axis of `step` writes."""
+        init = self.storage.flows[step].axes[axis].init
+        return self.program.ops[step].operands[init].node if init is not None else None
+
+    def _may_overwrite(self, body: Body, out: fx.Node, as_it_lies: bool) -> bool:
         # A part that is computed elsewhere and copied in has been read by then.
-        return self.storage.flows[out].pointwise or body.places[out].copied
+        return body.places[out].copied or (as_it_lies and self.storage.flows[out].pointwise)
 
     def plan(self, budget: int | None) -> list[Choice] | None:
         """The fastest choices whose peak stays within `budget` bytes, or None."""

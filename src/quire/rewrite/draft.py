@@ -110,6 +110,12 @@ class Draft:
             self._changed |= set(old.users)
         old.replace_all_uses_with(new)
 
+    def supplant(self, old: fx.Node, new: fx.Node) -> None:
+        """`new` wherever `old` was read, and under its name: they stand for one tensor."""
+        self.replace(old, new)
+        self.graph.erase_node(old)
+        new.name = old.name
+
     def rewire(self, node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
         """Make `node` the call `target(*args)`. Raises Refused, with nothing changed."""
         before = node.args, node.target

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from quire.plan.layout import Layout
 from quire.runtime.failure import guarded, resolve
+from quire.runtime.row_parts import in_parts  # noqa: F401  (called as ranks.in_parts)
 
 _c10d: Any = torch.ops._c10d_functional
 

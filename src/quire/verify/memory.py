@@ -15,6 +15,7 @@ import torch
 
 from quire.verify import term as t
 from quire.verify.poly import ONE, ZERO, Poly
+from quire.verify.same import same
 from quire.verify.term import Term
 from quire.verify.value import (
     Index,
@@ -143,8 +144,15 @@ class Tensor:
     def value(self) -> Value:
         """What it holds now."""
         content = self.storage.content
-        if self.frozen is not None and self.frozen is not content:
+        now = self._seen_in(content)
+        if self.frozen is None or self.frozen is content:
+            return now
+        # Where torch copied, what was written since is not seen.
+        if not same(now.scalar, self._seen_in(self.frozen).scalar):
             raise NotShown(f"{self.storage}: read after a write that a copy would not see")
+        return now
+
+    def _seen_in(self, content: Content) -> Value:
         if not self.steps and isinstance(content, Held) and content.value is not None:
             return content.value
         kind, key = kind_of(self.dtype), self.key

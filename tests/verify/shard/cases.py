@@ -5,15 +5,39 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import attrs
 from torch import nn
 
 from quire.capture.export import from_exported
 from quire.capture.program import Program
 from quire.capture.training import export_training
+from quire.plan.shard.flow import Placer
+from quire.plan.shard.memory import regions_of
+from quire.plan.shard.plan import ShardPlan
+from quire.plan.shard.stretch import find_stretches
 from quire.shard_proof import task
 from quire.sharding import built, names_of, plan_shards, topology_of
 from quire.verify.shard.task import Task
 from tests.shard_models import build
+
+
+def in_parts(program: Program, ranks: int, ways: Any, parts: int, rows: int | None) -> ShardPlan:
+    """A plan with ops on rows in parts, whatever the memory."""
+    plan = plan_shards(program, ranks, topology_of(None, "cpu"), ways=ways)
+    if parts == 1:
+        return plan
+    placer = Placer(program, plan.sites, ranks, plan.order)
+    spreading = placer.run()
+    paths = {
+        n.name: tuple(p for p, _ in n.meta.get("nn_module_stack", {}).values() if p)
+        for n in program.graph.nodes
+    }
+    home = set(regions_of(plan.sites, paths).values()) - {""}
+    inside = {n: next((p for p in paths[n.name] if p in home), "") for n in program.graph.nodes}
+    found = find_stretches(program, spreading.steps, spreading.places, inside)
+    assert found
+    made = [one.on(rows or -(-placer.rows(one.size) // parts), placer.on_rows) for one in found]
+    return attrs.evolve(plan, stretches=tuple(made))
 
 
 @cache
@@ -22,10 +46,20 @@ def captured(family: str, size: int, packed: bool = False) -> tuple[nn.Module, P
     return model, from_exported(export_training(model, (), batch))
 
 
-def sharded(family: str, size: int, ranks: int, way: Any = None, *, packed: bool = False) -> Task:
-    """The task of proving `family` at `size` tokens over `ranks` ranks."""
+def sharded(
+    family: str,
+    size: int,
+    ranks: int,
+    way: Any = None,
+    *,
+    packed: bool = False,
+    parts: int = 1,
+    rows: int | None = None,
+) -> Task:
+    """The task of proving `family` at `size` tokens over `ranks` ranks, ops on rows in `parts`
+    parts (or on `rows` rows at a time)."""
     model, program = captured(family, size, packed)
     ways = None if way is None else [way]
-    plan = plan_shards(program, ranks, topology_of(None, "cpu"), ways=ways)
+    plan = in_parts(program, ranks, ways, parts, rows)
     made = built(model, program, plan)
     return task(program, plan, made.functions, names_of(model, program))

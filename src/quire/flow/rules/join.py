@@ -9,7 +9,7 @@ import sympy
 
 from quire.capture.program import Op, Operand, Size
 from quire.flow.registry import rule
-from quire.flow.relation import Axis, Edit, Flow, Part, Span, span
+from quire.flow.relation import Axis, Edit, Flow, Join, Part, Span, span
 from quire.flow.rules.common import (
     aten,
     equal,
@@ -67,7 +67,21 @@ def slice_scatter(op: Op) -> Flow:
         for d, n in enumerate(source.shape)
         if d != dim
     ]
+    start = first_index(op, source.shape[dim], other.shape[dim])
+    if start is not None and op["step"] == 1:
+        part = Span(dim, lo=start, hi=start)
+        reads = {source.index: part, other.index: span(dim)}
+        axes.append(
+            make_axis(
+                op, other.shape[dim], reads, {0: part},
+                join=Join.WITHIN, init=source.index, edit=_all_of_it,
+            )
+        )  # fmt: skip
     return make_flow(op, axes, why="only a part of this dim is written")
+
+
+def _all_of_it(part: Part) -> Mapping[str, Any]:
+    return {"start": 0, "end": part.length}
 
 
 @rule(*aten("select_scatter"))

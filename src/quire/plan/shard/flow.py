@@ -8,6 +8,7 @@ brought together. What no axis allows runs whole, on every rank.
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Sequence
@@ -79,10 +80,10 @@ def fits(placed: Placed, info: TensorInfo) -> bool:
     return int(info.shape[placed.dim]) == placed.outer * placed.size * placed.scale
 
 
-def local_shape(shape: Sequence[Any], placed: Placed | None, layout: Layout) -> tuple[int, ...]:
+def local_shape(shape: Sequence[Any], placed: Placed | None, local: int) -> tuple[int, ...]:
     if placed is None:
         return tuple(int(s) for s in shape)
-    rows = placed.outer * layout.local * placed.scale
+    rows = placed.outer * local * placed.scale
     return tuple(rows if d == placed.dim else int(s) for d, s in enumerate(shape))
 
 
@@ -97,9 +98,20 @@ class Placer:
         self.places: dict[fx.Node, Placed | None] = {}
         self.steps: dict[fx.Node, Step] = {}
         self.notes: list[str] = []
+        self.some: int | None = None
+        """Rows that ops run on at a time; None: all of a rank's."""
 
     def layout(self, size: int) -> Layout:
         return Layout(size, self.ranks, self.ring)
+
+    def rows(self, size: int) -> int:
+        return self.layout(size).local if self.some is None else self.some
+
+    def on_rows(self, nodes: Sequence[fx.Node], rows: int) -> tuple[Step, ...]:
+        """The steps of ops that run on `rows` of this rank's rows at a time."""
+        part = copy.copy(self)
+        part.some, part.notes = rows, []
+        return tuple(part._step(self.program.ops[n]) for n in nodes if n in self.program.ops)
 
     def run(self) -> Spreading:
         self.alive = self._alive()
@@ -284,15 +296,15 @@ class Placer:
         """The arguments for this rank's part; None if they differ from rank to rank."""
         if axis.target is not None:
             return None
-        layout = self.layout(unit.size)
+        local = self.rows(unit.size)
         shapes = tuple(
-            local_shape(info.shape, placed_by(w, unit) if w is not None else None, layout)
+            local_shape(info.shape, placed_by(w, unit) if w is not None else None, local)
             for info, w in zip(op.outputs, axis.writes, strict=True)
         )
         if axis.edit is None:
             return ()
         start = sympy.Symbol("start", integer=True)
-        length = unit.outer * layout.local * unit.scale
+        length = unit.outer * local * unit.scale
         changed = axis.edit(Part(op, start, start + length, shapes))
         if any(_mentions(v, start) for v in changed.values()):
             return None
@@ -353,8 +365,9 @@ def _selected(op: Op, placed: Placed) -> tuple[int, int] | None:
 
 
 def _bytes(info: TensorInfo, placed: Placed | None, placer: Placer) -> int:
-    layout = placer.layout(placed.size) if placed is not None else None
-    shape = local_shape(info.shape, placed, layout) if layout is not None else info.shape
+    shape = info.shape
+    if placed is not None:
+        shape = local_shape(info.shape, placed, placer.rows(placed.size))
     return math.prod(int(s) for s in shape) * info.dtype.itemsize
 
 

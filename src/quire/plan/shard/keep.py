@@ -1,15 +1,18 @@
 """What to do with what each region keeps for backward: all ways worth taking.
 
 Equal regions are one group; a group takes at most two of the four kinds, in every number of each.
-Ways that another beats in seconds, bytes of the device and bytes of the host are dropped.
+Ways that another equals or beats in seconds, bytes of the device and bytes of the host are dropped.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Literal
 
 import attrs
+import torch
+from torch import Tensor
 
 Keep = Literal["keep", "recompute", "offload", "recompute, border offloaded"]
 
@@ -22,12 +25,33 @@ CONTENTION = 0.05
 
 @attrs.frozen
 class Region:
-    """Bytes kept for backward and at its border, seconds of its forward."""
+    """Bytes kept for backward and at its border, seconds of its forward. `rowwise` bytes of what is
+    kept are made by ops that treat each row by itself: in parts of the rows they are made again in
+    backward, a part at a time, from `edge` bytes more, in `again` seconds. `part` are the bytes of
+    one part, `extra` the seconds, once that is chosen."""
 
     module: str
     kept: int
     border: int
     seconds: float
+    rowwise: int = 0
+    edge: int = 0
+    again: float = 0.0
+    part: int = 0
+    extra: float = 0.0
+
+    def in_parts(self, parts: int) -> Region:
+        """The region with its ops on rows run in `parts` parts."""
+        if parts == 1 or not self.rowwise:
+            return self
+        return attrs.evolve(
+            self,
+            kept=self.kept - self.rowwise + self.edge,
+            rowwise=0,
+            edge=0,
+            part=-(-self.rowwise // parts),
+            extra=self.again,
+        )
 
 
 @attrs.frozen
@@ -62,26 +86,19 @@ class Row:
             (*self.hows, *other.hows),
         )
 
-    def beats(self, other: Row) -> bool:
-        return (
-            self.seconds <= other.seconds
-            and self.still <= other.still
-            and self.back <= other.back
-            and self.host <= other.host
-        )
-
 
 def _one(region: Region, how: Keep) -> Row:
     hows: tuple[tuple[Region, Keep], ...] = ((region, how),)
+    extra, back = region.extra, region.kept + region.part
     if how == "keep":
-        return Row(0.0, region.kept, 0, 0, hows)
+        return Row(extra, region.kept, region.part, 0, hows)
     if how == "recompute":
-        return Row(region.seconds, region.border, region.kept, 0, hows)
+        return Row(region.seconds + extra, region.border, back, 0, hows)
     if how == "offload":
-        seconds = 2 * _copy_seconds(region.kept, region.seconds)
-        return Row(seconds, 0, region.kept, region.kept, hows)
-    seconds = region.seconds + 2 * _copy_seconds(region.border, region.seconds)
-    return Row(seconds, 0, region.kept, region.border, hows)
+        seconds = 2 * _copy_seconds(region.kept, region.seconds) + extra
+        return Row(seconds, 0, back, region.kept, hows)
+    seconds = region.seconds + 2 * _copy_seconds(region.border, region.seconds) + extra
+    return Row(seconds, 0, back, region.border, hows)
 
 
 def _copy_seconds(nbytes: int, compute: float) -> float:
@@ -90,28 +107,93 @@ def _copy_seconds(nbytes: int, compute: float) -> float:
     return max(CONTENTION * copy, copy - compute)
 
 
-def choices(regions: tuple[Region, ...], host: float) -> list[Row]:
-    """The ways that no other beats and that keep within `host` bytes of the host."""
-    groups: dict[tuple[int, int, float], list[Region]] = {}
+@attrs.frozen(eq=False)
+class Choices:
+    """Ways to treat all regions: `[n, 4]` seconds, bytes still there, bytes of the region backward
+    is at, bytes on the host; and for each its way in every group of equal regions, `[n, g]`."""
+
+    figures: Tensor
+    picked: Tensor
+    groups: tuple[tuple[Row, ...], ...]
+
+    def fastest(self, room: float) -> Row | None:
+        """The least seconds that hold at most `room` bytes; None if nothing does."""
+        held = self.figures[:, 1] + self.figures[:, 2]
+        seconds = torch.where(held <= room, self.figures[:, 0], math.inf)
+        best = int(seconds.argmin())
+        return self._row(best) if seconds[best] < math.inf else None
+
+    def smallest(self) -> Row:
+        """The one that holds least."""
+        return self._row(int((self.figures[:, 1] + self.figures[:, 2]).argmin()))
+
+    def _row(self, index: int) -> Row:
+        found = Row()
+        for ways, k in zip(self.groups, self.picked[index].tolist(), strict=True):
+            found += ways[k]
+        return found
+
+
+def choices(regions: tuple[Region, ...], host: float) -> Choices:
+    """The ways within `host` bytes of the host that may be best, whatever room there is."""
+    alike: dict[Region, list[Region]] = {}
     for region in regions:
-        groups.setdefault((region.kept, region.border, region.seconds), []).append(region)
+        alike.setdefault(attrs.evolve(region, module=""), []).append(region)
     kinds: tuple[Keep, ...] = ("keep", "recompute", "offload", "recompute, border offloaded")
-    best = [Row()]
-    for members in groups.values():
-        ways = [
-            Row.of(tuple((r, a if i < first else b) for i, r in enumerate(members)))
+    figures = torch.zeros(1, 4, dtype=torch.float64)
+    picked = torch.zeros(1, 0, dtype=torch.int64)
+    groups: list[tuple[Row, ...]] = []
+    for number, members in enumerate(alike.values(), 1):
+        ways = tuple(
+            _some(members, first, a, b)
             for a, b in itertools.combinations(kinds, 2)
             for first in range(len(members) + 1)
-        ]
-        ways = _frontier([w for w in ways if w.host <= host])
-        both = [a + b for a in best for b in ways]
-        best = _frontier([row for row in both if row.host <= host])
-    return best
+        )
+        groups.append(ways)
+        own = torch.tensor(
+            [[w.seconds, w.still, w.back, w.host] for w in ways], dtype=torch.float64
+        )
+        best = _unbeaten(own, host)
+        both = figures[:, None] + own[best][None]
+        both[..., 2] = torch.maximum(figures[:, None, 2], own[best][None, :, 2])
+        index = torch.cartesian_prod(torch.arange(len(figures)), best)
+        figures = both.flatten(0, 1)
+        # The last product is only searched once: weeding it would take longer.
+        last = number == len(alike)
+        left = figures[:, 3] <= host if last else _unbeaten(figures, host)
+        figures, index = figures[left], index[left]
+        picked = torch.cat([picked[index[:, 0]], index[:, 1:]], 1)
+    return Choices(figures, picked, tuple(groups))
 
 
-def _frontier(rows: list[Row]) -> list[Row]:
-    found: list[Row] = []
-    for row in sorted(rows, key=lambda r: (r.seconds, r.still, r.back, r.host)):
-        if not any(other.beats(row) for other in found):
-            found.append(row)
-    return found
+def _some(members: list[Region], first: int, a: Keep, b: Keep) -> Row:
+    """The first so many of equal regions one way, the others another: `Row.of` of them."""
+    x, y = _one(members[0], a), _one(members[0], b)
+    rest = len(members) - first
+    return Row(
+        first * x.seconds + rest * y.seconds,
+        first * x.still + rest * y.still,
+        max(x.back if first else 0, y.back if rest else 0),
+        first * x.host + rest * y.host,
+        tuple((r, a if i < first else b) for i, r in enumerate(members)),
+    )
+
+
+def _unbeaten(figures: Tensor, host: float) -> Tensor:
+    """The rows that no other equals or beats in every column, by their place."""
+    order = torch.arange(len(figures))[figures[:, 3] <= host]
+    for column in (3, 2, 1, 0):
+        order = order[figures[order, column].argsort(stable=True)]
+    kept = order[:0]
+    while len(order):
+        # Sorted, so that a row is beaten only by ones before it; the first is not.
+        head, order = order[:BLOCK], order[BLOCK:]
+        own = (figures[head][None] <= figures[head][:, None]).all(-1).tril(-1).any(1)
+        kept = torch.cat([kept, head[~own]])
+        beaten = (figures[head[~own]][None] <= figures[order][:, None]).all(-1).any(1)
+        order = order[~beaten]
+    return kept
+
+
+BLOCK = 256
+"""Rows compared with all others at once."""

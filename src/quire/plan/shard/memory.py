@@ -3,14 +3,15 @@
 A *region* is the largest module that holds one attention and no other: a layer. What autograd
 keeps of it for backward is read from the graph: operands of products and of nonlinear ops, once
 each; what only moves, adds or sums is not kept. A region may keep all that, keep only what it
-reads from outside and compute again, or send either to the host and fetch it back. Scores and
-loss may go in parts of the rows (`shard_head`).
+reads from outside and compute again, or send either to the host and fetch it back. What treats
+each row by itself may go in parts of the rows: ops of a layer (`stretch`), scores and loss
+(`head`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 from torch import fx
@@ -19,9 +20,11 @@ from quire.capture.program import Program
 from quire.cost.collectives import Topology
 from quire.errors import BudgetError
 from quire.flow.registry import flow_of
+from quire.plan.shard.flow import Spreading
 from quire.plan.shard.head import Head
 from quire.plan.shard.keep import Keep, Region, Row, choices
 from quire.plan.shard.plan import Placed, Site
+from quire.plan.shard.stretch import PARTS, Rowwise, find_stretches
 
 HEAD_PARTS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -42,12 +45,22 @@ class Needs:
     working: int
     scored: int = 0
     again: float = 0.0
+    held: int = 0
+    rowwise: int = 0
+    """Worked with at once by ops on rows that may go in parts, beside what attention holds."""
+    rows: int = 1
+    """Rows of a rank: the most parts there can be."""
 
     @property
     def states(self) -> int:
         """All states spread over the ranks, and two layers' weights and gradients brought here."""
         layers = max(len(self.regions), 1)
         return STATE_BYTES * self.parameters // self.ranks + 2 * 2 * self.parameters // layers
+
+    def working_in(self, parts: int, head_parts: int) -> int:
+        # Scores, their gradient, and one more while one is made from the other.
+        scores = self.scored // head_parts
+        return max(self.working, self.held + -(-self.rowwise // parts), scores)
 
 
 @attrs.frozen
@@ -62,6 +75,8 @@ class Memory:
     extra_seconds: float
     head_parts: int = 1
     """Parts that scores and loss are computed in."""
+    parts: int = 1
+    """Parts of a rank's rows that a layer's ops on rows are computed in."""
     needs: Needs | None = None
 
     @property
@@ -89,8 +104,8 @@ class Memory:
         return (
             f"memory (predicted): peak {self.peak / 2**30:.2f} GiB, budget {budget}; states "
             f"{self.states / 2**30:.2f}, outside layers {self.outside / 2**30:.2f}, working "
-            f"{self.working / 2**30:.2f} GiB; layers: {shown}; scores and loss in "
-            f"{self.head_parts} parts; {self.extra_seconds:.3f} s extra"
+            f"{self.working / 2**30:.2f} GiB; layers: {shown}, ops on rows in {self.parts} parts; "
+            f"scores and loss in {self.head_parts} parts; {self.extra_seconds:.3f} s extra"
         )
 
 
@@ -106,7 +121,7 @@ def regions_of(sites: tuple[Site, ...], paths: Mapping[str, tuple[str, ...]]) ->
 def plan_memory(
     program: Program,
     sites: tuple[Site, ...],
-    places: Mapping[fx.Node, Placed | None],
+    spreading: Spreading,
     rows: Callable[[int], int],
     topology: Topology,
     *,
@@ -114,14 +129,16 @@ def plan_memory(
     budget: int | None,
     held: int,
     head: Head | None = None,
-) -> Memory:
-    """The choice with the least extra time that keeps `budget` (None: keep everything).
+) -> tuple[Memory, tuple[Rowwise, ...]]:
+    """The choice with the least extra time that keeps `budget` (None: keep everything), and the
+    ops that go in `parts` parts of the rows if there are more than one.
 
     `rows` gives a rank's rows of a sequence; `held` are the bytes the largest attention holds.
     Parameters and their states are counted as spread over all ranks (FSDP).
 
     Raises BudgetError naming what binds if nothing fits.
     """
+    places = spreading.places
     paths = {
         n.name: tuple(p for p, _ in n.meta.get("nn_module_stack", {}).values() if p)
         for n in program.graph.nodes
@@ -132,83 +149,114 @@ def plan_memory(
     }
     nbytes = {n: _bytes(program, n, places, rows) for n in program.infos}
     scores = set(head.scores if head is not None else ())
-    kept: dict[str, int] = {}
+    kept: dict[fx.Node, tuple[str, int]] = {}
     border: dict[str, int] = {}
-    flops: dict[str, float] = {}
-    largest: dict[str, int] = {}
-    counted: set[fx.Node] = set()
+    flops: dict[fx.Node, float] = {}
+    made: list[fx.Node] = []
     for node in program.infos:
         # What the attentions do without (masks, repeated keys) has no place.
-        if node.op == "placeholder" or node not in places:
-            continue
-        if node in scores:
+        if node.op == "placeholder" or node not in places or node in scores:
             continue
         where = inside[node]
-        largest[where] = max(largest.get(where, 0), nbytes[node])
+        made.append(node)
         readers = [program.ops[u] for u in node.users if u in program.ops and u in places]
-        if any(_keeps(op) for op in readers):
-            base = _base(program, node)
-            if base not in counted and base.op != "placeholder":
-                counted.add(base)
-                kept[where] = kept.get(where, 0) + nbytes[node]
-        if any(inside[u] not in ("", where) for u in node.users):
-            for other in {inside[u] for u in node.users} - {"", where}:
-                border[other] = border.get(other, 0) + nbytes[node]
+        base = _base(program, node)
+        if any(_keeps(op) for op in readers) and base not in kept and base.op != "placeholder":
+            kept[base] = where, nbytes[node]
+        for other in {inside[u] for u in node.users} - {"", where}:
+            border[other] = border.get(other, 0) + nbytes[node]
     for node, op in program.ops.items():
-        if node not in places:
+        if node in places:
+            flops[node] = float(flow_of(op).flops) * _share(program, node, places, rows)
+
+    def summed(module: str, nodes: Iterable[fx.Node]) -> float:
+        return sum(flops.get(n, 0.0) for n in nodes if inside[n] == module) / topology.flops
+
+    regions = {
+        m: Region(
+            m,
+            sum(size for where, size in kept.values() if where == m),
+            border.get(m, 0),
+            summed(m, flops),
+        )
+        for m in sorted(home)
+    }
+    stretches: list[Rowwise] = []
+    for one in find_stretches(program, spreading.steps, places, inside):
+        own, ends = set(one.nodes), {_base(program, n) for n, _ in one.made}
+        gone = sum(size for base, (_, size) in kept.items() if base in own - ends)
+        bases = {_base(program, n) for n, _ in one.given}
+        edge = sum(nbytes[b] for b in bases if b not in kept and b.op != "placeholder")
+        if gone <= edge:
             continue
-        where = inside[node]
-        share = _share(program, node, places, rows)
-        flops[where] = flops.get(where, 0.0) + float(flow_of(op).flops) * share
-    parameters = sum(
+        stretches.append(one)
+        region = regions[one.module]
+        regions[one.module] = attrs.evolve(
+            region,
+            rowwise=region.rowwise + gone,
+            edge=region.edge + edge,
+            again=region.again + summed(one.module, one.nodes),
+        )
+    rowwise = {n for one in stretches for n in one.nodes}
+    needs = Needs(
+        tuple(regions.values()),
+        _parameters(program),
+        ranks,
+        sum(size for where, size in kept.values() if not where),
+        held + 3 * max((nbytes[n] for n in made if n not in rowwise), default=0),
+        held=held,
+        rowwise=3 * max((nbytes[n] for n in rowwise), default=0),
+        rows=min((rows(one.size) for one in stretches), default=1),
+    )
+    if head is not None:
+        needs = attrs.evolve(
+            needs,
+            scored=3 * max(nbytes[n] for n in head.scores),
+            again=flops[head.linear] / topology.flops,
+        )
+    return fit(needs, budget, topology.host), tuple(stretches)
+
+
+def _parameters(program: Program) -> int:
+    return sum(
         math.prod(int(s) for s in program.info(i.node).shape)
         for i in program.inputs
         if i.kind == "parameter"
     )
-    regions = tuple(
-        Region(m, kept.get(m, 0), border.get(m, 0), flops.get(m, 0.0) / topology.flops)
-        for m in sorted(home)
-    )
-    needs = Needs(
-        regions,
-        parameters,
-        ranks,
-        kept.get("", 0),
-        held + 3 * max(largest.values(), default=0),
-    )
-    if head is not None:
-        again = float(flow_of(program.ops[head.linear]).flops) / topology.flops
-        again *= _share(program, head.linear, places, rows)
-        needs = attrs.evolve(needs, scored=3 * max(nbytes[n] for n in head.scores), again=again)
-    return fit(needs, budget, topology.host)
 
 
 def fit(needs: Needs, budget: int | None, host: float) -> Memory:
     """The least extra seconds within `budget` and `host` bytes, over all choices and parts of the
     scores. Raises BudgetError naming what binds if nothing fits."""
-    rows = choices(needs.regions, host)
     able: list[Memory] = []
     lowest: Memory | None = None
-    for parts in HEAD_PARTS if needs.scored else (1,):
-        again = needs.again if parts > 1 else 0.0
-        # Scores, their gradient, and one more while one is made from the other.
-        working = max(needs.working, needs.scored // parts)
-        for row in rows:
+    for parts in [n for n in PARTS if n <= needs.rows]:
+        rows = choices(tuple(r.in_parts(parts) for r in needs.regions), host)
+        for head_parts in HEAD_PARTS if needs.scored else (1,):
+            again = needs.again if head_parts > 1 else 0.0
+            working = needs.working_in(parts, head_parts)
+            fixed = needs.states + needs.outside + working
+            row = rows.fastest(math.inf if budget is None else budget - fixed)
+            best = row if row is not None else rows.smallest()
             found = Memory(
                 budget,
                 needs.states,
                 needs.outside,
-                row.hows,
+                best.hows,
                 working,
-                row.seconds + again,
+                best.seconds + again,
+                head_parts,
                 parts,
                 needs,
             )
-            lowest = found if lowest is None or found.peak < lowest.peak else lowest
-            if budget is None or found.peak <= budget:
+            if row is not None:
                 able.append(found)
+            elif lowest is None or found.peak < lowest.peak:
+                lowest = found
+        if any(m.extra_seconds == 0 for m in able):
+            break
     if able:
-        return min(able, key=lambda m: (m.extra_seconds, m.head_parts, m.peak))
+        return min(able, key=lambda m: (m.extra_seconds, m.parts, m.head_parts, m.peak))
     assert lowest is not None
     raise BudgetError(
         f"no plan fits {budget} bytes a device; the best needs {lowest.peak} bytes",

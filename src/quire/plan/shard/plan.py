@@ -47,6 +47,21 @@ class Step:
 
 
 @attrs.frozen
+class Stretch:
+    """Consecutive ops of module `module`, each row by itself: run on `rows` rows of a rank's at a
+    time, by `steps`. `given` are the spread tensors they read from outside, `made` those that are
+    read outside, with their places."""
+
+    module: str
+    nodes: tuple[str, ...]
+    size: int
+    rows: int
+    steps: tuple[Step, ...]
+    given: tuple[tuple[str, Placed], ...]
+    made: tuple[tuple[str, Placed], ...]
+
+
+@attrs.frozen
 class Candidate:
     """One way to do an attention: bytes a rank sends forward and in both directions, seconds of
     compute, of transfer, and of transfer that compute does not hide, extra bytes held, why it
@@ -121,6 +136,8 @@ class ShardPlan:
     head: tuple[str, ...] = ()
     """Nodes of the scores, if they are computed in `head_parts` parts within the loss."""
     head_parts: int = 1
+    stretches: tuple[Stretch, ...] = ()
+    """Ops that run in parts of a rank's rows."""
 
     def layout(self, size: int) -> Layout:
         return Layout(size, self.ranks, self.order)

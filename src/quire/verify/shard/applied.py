@@ -13,6 +13,7 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import fx
 
@@ -21,13 +22,13 @@ from quire.verify.original import Original
 from quire.verify.poly import ZERO, variable
 from quire.verify.same import same
 from quire.verify.shard.attend import Attention, Groups, ranked_value
-from quire.verify.shard.hooks import Ranks
 from quire.verify.shard.order import Mesh
+from quire.verify.shard.row_parts import RowParts
 from quire.verify.shard.task import Hint, Task
 from quire.verify.shard.tensor import EXPECTED, Local, Namespace, Torch
 from quire.verify.steps import Step
 from quire.verify.structure import walk
-from quire.verify.value import NoMeaning, NotShown, Value, indices
+from quire.verify.value import NoMeaning, NotShown, Value, indices, require
 
 WRONG = 3
 """Statements that may make another tensor than the model's of that name before the proof is given
@@ -42,7 +43,7 @@ class Applied:
         self.program, self.hints, self.outputs = program, task.hints, task.outputs
         self.original = Original(program)
         self.mesh = Mesh(ranks)
-        self.hooks = Ranks(self.mesh)
+        self.hooks = RowParts(self.mesh, self._part_of, self._known)
         self.cuts: dict[fx.Node, Value] = {}
         self.parts: dict[int, tuple[fx.Node, Hint, Value]] = {}
         """This rank's part of each tensor that is known by name, by its `id`."""
@@ -89,11 +90,16 @@ class Applied:
         if len(wanted) != len(given):
             raise NoMeaning(f"{module} called with {len(given)} tensors, and not {len(wanted)}")
         scope = {**self.scope, "self": Tree(self, module), **dict(zip(wanted, given, strict=True))}
+        return self._body(function, scope, module)
+
+    def _body(self, function: ast.FunctionDef, scope: dict[str, Any], module: str) -> Any:
         for statement in function.body:
             if isinstance(statement, ast.Return):
                 assert statement.value is not None
                 return _eval(statement.value, scope)
-            if isinstance(statement, ast.Delete):
+            if isinstance(statement, ast.FunctionDef):
+                scope[statement.name] = self._inner(statement, module)
+            elif isinstance(statement, ast.Delete):
                 for target in statement.targets:
                     scope.pop(ast.unparse(target))
             elif isinstance(statement, ast.Assign | ast.Expr):
@@ -102,11 +108,35 @@ class Applied:
                 raise NoMeaning(f"the statement {ast.unparse(statement)}")
         return None
 
+    def _inner(self, function: ast.FunctionDef, module: str) -> Any:
+        """A function of some rows: it reads what it is given, and the module's weights."""
+        wanted = [a.arg for a in function.args.args]
+
+        def run(*given: Any) -> Any:
+            require(len(wanted) == len(given), f"{len(given)} tensors, and not {len(wanted)}")
+            own = dict(zip(wanted, given, strict=True))
+            return self._body(function, {**self.scope, "self": Tree(self, module), **own}, module)
+
+        return run
+
     def weight(self, name: str) -> Local:
         node = self.state[name]
         if node not in self.weights:
             self.weights[node] = Local(self._known(node, None, self.original.cut(node)))
         return self.weights[node]
+
+    def _hint(self, name: str) -> Hint:
+        """Where the tensor `name` lies, for as many rows as are being run."""
+        at = self.hints.get(name)
+        return at if at is None else attrs.evolve(at, some=self.hooks.some)
+
+    def _part_of(self, x: Local) -> tuple[fx.Node, Hint, Value]:
+        """The tensor that `x` is this rank's part of, its place and the whole. Raises NotShown."""
+        found = self.parts.get(id(x.value))
+        if found is None:
+            raise NotShown("rows of a tensor that is not shown to be one of the model's")
+        node, at, _ = found
+        return node, at, self.cuts.get(node) or self.original.cut(node)
 
     def _known(self, node: fx.Node, at: Hint, whole: Value) -> Value:
         part = whole if at is None else self.mesh.seen(at, whole)
@@ -124,7 +154,7 @@ class Applied:
         node = self.original.nodes.get(names[0]) if len(names) == 1 and not inner else None
         key = None if node is None else self._signature(value, node, scope)
         if key is not None and node is not None and key in self.proved:
-            at = self.hints.get(node.name)
+            at = self._hint(node.name)
             scope[names[0]] = Local(self._cut(node, at, self.original.cut(node)))
             self.shared += 1
             return
@@ -152,7 +182,7 @@ class Applied:
         node, made = self.original.nodes.get(name), scope[name]
         if node is None or not isinstance(made, Local) or len(self.program.infos[node]) != 1:
             return
-        at = self.hints.get(name)
+        at = self._hint(name)
         try:
             why, want = self._differs(made, node, at)
         except (NoMeaning, NotShown) as error:
@@ -216,7 +246,7 @@ class Applied:
             walk(node, self.original, self.cuts, order, local, rows)
         except NoMeaning:
             return None
-        return text, tuple(held), tuple(rows), self.hints.get(node.name)
+        return text, tuple(held), tuple(rows), self._hint(node.name)
 
 
 class _Shown(ast.NodeTransformer):

@@ -28,12 +28,16 @@ class Ranks:
         self.orders: dict[Order, None] = {}
 
     def order(self, size: int, ranks: int, ring: int, group: Any) -> Order:
-        require(group == "GROUP", "a collective over other ranks than all of the mesh dim")
+        self.over(group, "a collective")
         require(ranks == self.mesh.ranks, f"{ranks} ranks, and not {self.mesh.ranks}")
         require(ranks % ring == 0, f"a ring of {ring} among {ranks} ranks")
         found = Order(size, ranks, ring)
         self.orders[found] = None
         return found
+
+    def over(self, group: Any, what: str) -> None:
+        require(group == "GROUP", f"{what} over other ranks than all of the mesh dim")
+        require(self.mesh.start is None, f"{what} of some of a rank's rows")
 
     def my_rows(
         self, x: Local, dim: int, outer: int, size: int, ranks: int, ring: int, group: Any,
@@ -98,7 +102,7 @@ class Ranks:
         return self.join_sum(x, 1.0, group)
 
     def join_sum(self, x: Local, scale: float, group: Any) -> Local:
-        require(group == "GROUP", "a sum over other ranks than all of the mesh dim")
+        self.over(group, "a sum")
         value = x.value
         if value.kind == "bool":
             raise NoMeaning("a sum of truth values")
@@ -110,14 +114,14 @@ class Ranks:
         return Local(joined)
 
     def max_ranks(self, x: Local, group: Any, largest: bool = True) -> Local:
-        require(group == "GROUP", "an extreme over other ranks than all of the mesh dim")
+        self.over(group, "an extreme")
         raise NoMeaning("an extreme over ranks")
 
     def cross_entropy(
         self, scores: Local, target: Local, weight: Local | None, reduction: int, ignore_index: int,
         label_smoothing: float, group: Any,
     ) -> Local:  # fmt: skip
-        require(group == "GROUP", "a loss over other ranks than all of the mesh dim")
+        self.over(group, "a loss")
         own = None if weight is None else weight.value
         if reduction not in (MEAN, SUM):
             raise NoMeaning("cross entropy of each row")

@@ -50,7 +50,8 @@ SHARD_LAWS = (
     Law(
         "hooks",
         "ranks.… and ring_attention, the kernel of one attention with its hops, compute what "
-        "runtime/collectives.py and runtime/ring_attention.py say they compute",
+        "runtime/collectives.py, runtime/row_parts.py and runtime/ring_attention.py say they "
+        "compute",
     ),
     Law(
         "transpose",

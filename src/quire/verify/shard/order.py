@@ -22,6 +22,8 @@ from quire.verify.poly import REBUILD, ZERO, Atom, Poly, atom_of, call, poly, su
 from quire.verify.value import NotShown, Value, build, require
 
 RANK = "rank"
+START = "start"
+"""The first of the rows that are run at a time, among a rank's own."""
 
 
 @attrs.frozen
@@ -61,8 +63,8 @@ class Order:
 
 
 def ranked(x: Any) -> bool:
-    """Whether `x`, a term or polynomial, depends on the rank."""
-    return any(a.kind == "var" and a.name == RANK for a in x.free)
+    """Whether `x`, a term or polynomial, depends on the rank, or on which of its rows are run."""
+    return any(a.kind == "var" and a.name in (RANK, START) for a in x.free)
 
 
 def place(order: Order, flat: Poly) -> Poly:
@@ -95,16 +97,21 @@ REBUILD["place"] = _again
 @attrs.frozen
 class Place:
     """How a rank's tensor lies in the whole one: dim `dim` holds `outer` blocks of the sequence's
-    rows, `scale` elements each."""
+    rows, `scale` elements each; `some` of them if they are run in parts (0: all)."""
 
     dim: int
     order: Order
     outer: int = 1
     scale: int = 1
+    some: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.some or self.order.rows
 
     @property
     def local(self) -> int:
-        return self.outer * self.order.rows * self.scale
+        return self.outer * self.rows * self.scale
 
     @property
     def whole(self) -> int:
@@ -116,11 +123,14 @@ class Mesh:
 
     def __init__(self, ranks: int, rank: Poly | None = None) -> None:
         self.ranks = ranks
+        self.start: Poly | None = None
         self.rank = variable(RANK, [0], [ranks - 1]) if rank is None else rank
 
     def flat(self, order: Order, row: Poly) -> Poly:
-        """Row `row` of this rank among all ranks' rows. The one row of a dim of size 1 is 0."""
-        return self.rank * order.rows + (row if order.rows > 1 else ZERO)
+        """Row `row` of this rank, or of its rows that are run, among all ranks' rows. The one row
+        of a dim of size 1 is 0."""
+        first = self.rank * order.rows + (ZERO if self.start is None else self.start)
+        return first + (row if order.rows > 1 else ZERO)
 
     def seen(self, at: Place, whole: Value) -> Value:
         """This rank's rows of `whole`; what its padding rows hold is not known, and told by the
@@ -143,8 +153,8 @@ class Mesh:
         Raises NotShown if it is told by more than its place.
         """
         require(local.shape[at.dim].constant == at.local, f"{local.shape[at.dim]} rows of a rank")
-        i = variable("i", [0], [at.order.rows - 1]) if at.order.rows > 1 else ZERO
-        there = (o * at.order.rows + i) * at.scale + e
+        i = variable("i", [0], [at.rows - 1]) if at.rows > 1 else ZERO
+        there = (o * at.rows + i) * at.scale + e
         found = local.at([*idx[: at.dim], there, *idx[at.dim + 1 :]])
         return self.read(found, at.order, i, q)
 
@@ -162,7 +172,7 @@ def parts(at: Poly, where: Place) -> tuple[Poly, Poly, Poly]:
     rows, e = divmod_(at, where.scale)
     if where.outer == 1:
         return ZERO, rows, e
-    o, i = divmod_(rows, where.order.rows)
+    o, i = divmod_(rows, where.rows)
     return o, i, e
 
 

@@ -1,0 +1,92 @@
+"""States that are updated through a product of two of their own projections, such as a triangle
+multiplication: state' = state + f(a(state) · b(state)), with one side read by part and the other
+whole.
+
+The state can be written over row by row, but the side that is read whole is as large as the state
+itself. `apply.halves` computes such an update in halves, where nothing else fits.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from quire.cost.model import Model
+from quire.flow.propagate import Spread, Storage
+from quire.flow.relation import Join, span
+
+REACH = 96
+"""Steps that an update may take."""
+
+Update = tuple[fx.Node, Spread, Spread]
+"""The state; how a half of the new state spreads to it; how the product's other side does."""
+
+
+def own_products(model: Model) -> list[Update]:
+    """The updates of a program in stages (`plan.stages`) that `apply.halves` can compute."""
+    products = [s for s in model.storage.steps if model.kinds[s] == "gemm"]
+    return [u for u in (_update(model, p) for p in products if _of_two(model.storage, p)) if u]
+
+
+def _of_two(storage: Storage, step: fx.Node) -> bool:
+    made = {storage.base[o.node] for o in storage.program.ops[step].operands}
+    return sum(base.op == "call_function" for base in made) == 2
+
+
+def _update(model: Model, product: fx.Node) -> Update | None:
+    storage = model.storage
+    first = storage.steps.index(product) + 1
+    for seed in storage.steps[first : first + REACH]:
+        for state in storage.program.ops[seed].operands:
+            if model.infos.get(state.node) != model.infos[seed]:
+                continue
+            for axis in _halved(storage, seed):
+                outer = _grown(storage, seed, axis, product)
+                if outer and _only(outer, state.node) and (side := _read_whole(outer, product)):
+                    for other in _halved(storage, product):
+                        inner = _grown(storage, product, other, side)
+                        if inner and _only(inner, state.node, _dim(outer, state.node)):
+                            return state.node, outer, inner
+    return None
+
+
+def _read_whole(spread: Spread, product: fx.Node) -> fx.Node | None:
+    """The tensor that the product, and nothing else in the spread, reads whole."""
+    asked = spread.pending.items()
+    found = [b for b, a in asked if [(r.reader, r.need) for _, r in a] == [(product, None)]]
+    return found[0] if len(found) == 1 else None
+
+
+def _halved(storage: Storage, step: fx.Node) -> list[int]:
+    axes = enumerate(storage.flows[step].axes)
+    return [k for k, a in axes if a.join is Join.CONCAT and a.size >= 2 and a.size % 2 == 0]
+
+
+def _grown(storage: Storage, seed: fx.Node, axis: int, reach: fx.Node) -> Spread | None:
+    """A half of `seed`'s axis, with all that it alone is made from; None if `reach` is not."""
+    size = int(storage.flows[seed].axes[axis].size)
+    spread = Spread(storage, seed, axis, size // 2)
+    spread.grow(seed)
+    at = storage.steps.index(seed)
+    for step in reversed(storage.steps[max(0, at - REACH) : at]):
+        inside = all(r in spread.cuts for r in storage.readers.get(step, ()))
+        if step in spread.pending and inside and spread.takes(step):
+            spread.grow(step)
+    return spread if reach in spread.cuts else None
+
+
+def _only(spread: Spread, state: fx.Node, dim: int | None = None) -> bool:
+    """Whether what is read of the state is one half of it (of `dim`, if given), the same in all
+    reads, and not through a view."""
+    asked = spread.pending.get(state, [])
+    needs = {read.need for _, read in asked}
+    own = all(node is state for node, _ in asked)
+    if not own or len(needs) != 1 or (need := needs.pop()) is None:
+        return False
+    half = 2 * int(need.scale) == int(spread.storage.program.infos[state][0].shape[need.dim])
+    return half and need == span(need.dim, scale=need.scale) and dim in (None, need.dim)
+
+
+def _dim(spread: Spread, state: fx.Node) -> int:
+    need = spread.pending[state][0][1].need
+    assert need is not None
+    return need.dim
