@@ -82,6 +82,8 @@ class Eager:
 
         def step() -> None:
             with torch.inference_mode():
+                for layer in cache.layers:  # a StaticCache has no crop
+                    layer.cumulative_length.fill_(position)
                 self._call(ids, past_key_values=cache, position_ids=at, logits_to_keep=1)
 
         for _ in range(3):  # what compiles, compiles here

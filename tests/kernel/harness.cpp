@@ -2,6 +2,7 @@
 #include "attend.hpp"
 #include "dot.hpp"
 #include "math.hpp"
+#include "native.hpp"
 
 using namespace quire;
 
@@ -10,6 +11,14 @@ using namespace quire;
         float* out, const type* w, const float* x, index_t rows, index_t columns, index_t k) { \
         dot(out, rows, index_t(1), w, k, rows, x, k, columns, k);                           \
     }
+#define ELEMENTS(name, type)                                                                \
+    extern "C" __attribute__((visibility("default"))) void elements_##name(                 \
+        float* out, const type* w, index_t n) {                                             \
+        for (index_t i = 0; i < n; ++i) out[i] = load(w, i);                                \
+    }
+ELEMENTS(int8, int8_group)
+ELEMENTS(int4, int4_group)
+
 DOT(float, float)
 DOT(bf16, bf16)
 DOT(fp16, fp16)
@@ -34,20 +43,52 @@ extern "C" __attribute__((visibility("default"))) void halves(
     }
 }
 
-extern "C" __attribute__((visibility("default"))) void attend(
-    float* out, const float* q, const bf16* k, const bf16* v, index_t inner, index_t width,
-    index_t keys, index_t block, float* parts) {
-    index_t s = 0;
-    for (index_t j = 0; j < keys; j += block, ++s)
-        attend_block(parts + s * (width + 2), q, inner, k, inner, v, width, width, j,
-                     j + block < keys ? j + block : keys, [](index_t, float d) { return d; });
-    merge_blocks(out, 1, parts, width, 0, s);
+// exp_below of 16 · n floats.
+extern "C" __attribute__((visibility("default"))) void below(
+    float* out, const float* in, index_t n) {
+    for (index_t i = 0; i < n; ++i)
+        store16(out + 16 * i, exp_below(load16(in + 16 * i)));
 }
+
+// `count` queries over the live ones of the same keys, as the workers of a team share them out.
+// Query g sees keys lo[g] <= j < hi[g] but every `dead`-th, and scores are capped.
+template <class T>
+void attend(
+    float* out, const float* q, const T* k, const T* v, index_t count, index_t inner,
+    index_t width, index_t keys, index_t block, const index_t* lo, const index_t* hi,
+    index_t dead, int workers, float* parts) {
+    const index_t size = ((keys + block - 1) / block) * (width + 2);
+    const auto team = Team::start(workers, 60);
+    const auto cap = [&](auto, auto, auto j, auto d) {
+        const bool live = dead == 0 || j % dead != 0;
+        return live ? 30.0f * Native::tanh(d / 30.0f) : -Native::infinity();
+    };
+    const auto zero = [](auto, auto) { return index_t(0); };
+    for (int worker = 0; worker < workers; ++worker)
+        Native(*team, worker, nullptr, nullptr, nullptr, nullptr)
+            .attend(
+                1, count, block, parts, q, inner, k, inner, v, width, width,
+                [&](auto, auto g) { return lo[g]; }, [&](auto, auto g) { return hi[g]; },
+                [&](auto, auto g) { return g * inner; }, zero, zero,
+                [&](auto, auto g) { return g * size; }, cap);
+    team->stop();
+    for (index_t g = 0; g < count; ++g)
+        Native::merge(out, g * width, 1, parts, g * size, width, block, lo[g], hi[g]);
+}
+
+#define ATTEND(name, type)                                                                       \
+    extern "C" __attribute__((visibility("default"))) void attend_##name(                        \
+        float* out, const float* q, const type* k, const type* v, index_t count, index_t inner,  \
+        index_t width, index_t keys, index_t block, const index_t* lo, const index_t* hi,        \
+        index_t dead, int workers, float* parts) {                                               \
+        attend(out, q, k, v, count, inner, width, keys, block, lo, hi, dead, workers, parts);    \
+    }
+ATTEND(float, float)
+ATTEND(bf16, bf16)
+ATTEND(fp16, fp16)
 
 #include <chrono>
 #include <thread>
-
-#include "team.hpp"
 
 // Rounds of phases in which worker `sleeper` sleeps; 0 if all came through, else the report.
 extern "C" __attribute__((visibility("default"))) int team(

@@ -47,7 +47,7 @@ def products(lib, name, held, exact, x):
 
 
 @pytest.mark.parametrize("k", [1, 15, 16, 17, 64, 100])
-@pytest.mark.parametrize("columns", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 7, 13])
 @pytest.mark.parametrize(
     "name, dtype", [("float", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
@@ -61,7 +61,7 @@ def test_dot_equals_exact_product(lib, name, dtype, columns, k):
         assert alone[0, 0] == out[0, 5]
 
 
-@pytest.mark.parametrize("columns", [1, 3, 6])
+@pytest.mark.parametrize("columns", [1, 3, 6, 13])
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_dot_of_groups_equals_dequantised_product(lib, scheme, columns):
     torch.manual_seed(columns)
@@ -72,7 +72,24 @@ def test_dot_of_groups_equals_dequantised_product(lib, scheme, columns):
     most = w.reshape(-1, 32).abs().amax(1).repeat_interleave(32).reshape(7, 96)
     assert ((exact - w).abs() <= most * step * (1.01 if scheme == "int4" else 0.51)).all()
     held = torch.cat([packed(w, buffer), packed(torch.zeros(8, 96), buffer)])
-    products(lib, scheme, held, exact, x)
+    out = products(lib, scheme, held, exact, x)
+    alone = products(lib, scheme, held[5 * 3 :].contiguous(), exact[5:6], x[:1])
+    assert alone[0, 0] == out[0, 5]
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_elements_of_groups_are_the_dequantised_weights(lib, scheme):
+    torch.manual_seed(0)
+    w = torch.randn(64, 32) * 10.0 ** torch.randint(-6, 4, (64, 1))
+    w[3] = 0
+    w[4, 1:] = 0
+    buffer = Buffer("w", (64, 32), torch.float32, "state", "w", order=(0, 1), scheme=scheme)
+    out, exact = torch.empty_like(w), dequantised(w, buffer)
+    held = packed(w, buffer)
+    getattr(lib, f"elements_{scheme}")(pointer(out), pointer(held), ctypes.c_int64(64 * 32))
+    assert torch.equal(out, exact)
+    assert (exact[3] == 0).all() and (exact[4, 1:] == 0).all()
+    assert ((exact - w)[4, 0].abs() <= w[4, 0].abs() * 2**-7).all()
 
 
 FUNCTIONS = [torch.exp, torch.tanh, torch.erf, torch.sigmoid]
@@ -113,23 +130,74 @@ def test_half_formats_round_as_torch_does(lib):
     assert torch.equal(to_bf16.view(torch.bfloat16)[good], x.bfloat16()[good])
 
 
-@pytest.mark.parametrize("keys, block", [(1, 8), (8, 8), (9, 8), (40, 16), (3, 512)])
-@pytest.mark.parametrize("inner, width", [(16, 16), (64, 64), (24, 80), (5, 7)])
-def test_attention_by_blocks(lib, keys, block, inner, width):
-    torch.manual_seed(keys)
-    q, k, v = torch.randn(inner), torch.randn(keys, inner), torch.randn(keys, width)
-    k, v = k.bfloat16(), v.bfloat16()
-    # What is read past a row lies within the allocation.
-    out, parts = torch.empty(width), torch.empty((keys // block + 1) * (width + 2))
+def attended(lib, name, q, k, v, block, spans, dead=0, workers=1):
+    """softmax(30·tanh(q·k / 30))·v over the live keys of each query, and twice its bound."""
+    count, inner, keys, width = len(q), q.shape[1], len(k), v.shape[1]
     size = ctypes.c_int64
-    lib.attend(
-        *map(pointer, (out, q, k, v)), size(inner), size(width), size(keys), size(block),
-        pointer(parts),
+    out = torch.full((count, width), float("nan"))
+    parts = torch.full((count * (keys // block + 1) * (width + 2),), float("nan"))
+    lo, hi = torch.tensor(spans).T.contiguous()
+    getattr(lib, f"attend_{name}")(
+        *map(pointer, (out, q, k, v)), *map(size, (count, inner, width, keys, block)),
+        pointer(lo), pointer(hi), size(dead), workers, pointer(parts),
     )  # fmt: skip
-    weights = (k.double() @ q.double()).softmax(0)
-    want = weights @ v.double()
-    bound = 2**-24 * (keys + 4 * inner + 40) * (weights[:, None] * v.double().abs()).sum(0)
+    j = torch.arange(keys)
+    live = (lo[:, None] <= j) & (j < hi[:, None]) & ((j % dead != 0) if dead else j >= 0)
+    scores = 30 * torch.tanh(q.double() @ k.double().T / 30)
+    weights = scores.masked_fill(~live, float("-inf")).softmax(1).nan_to_num(0.0)
+    bound = 2**-24 * (keys + 4 * inner + 80) * (weights @ v.double().abs())
+    return out, weights @ v.double(), bound
+
+
+FORMATS = [("float", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+
+
+@pytest.mark.parametrize("keys, block", [(1, 8), (8, 8), (9, 8), (40, 16), (3, 512), (300, 128)])
+@pytest.mark.parametrize("inner, width", [(16, 16), (64, 64), (24, 80), (5, 7)])
+@pytest.mark.parametrize("name, dtype", FORMATS)
+def test_attention_by_blocks(lib, name, dtype, keys, block, inner, width):
+    torch.manual_seed(keys)
+    k, v = torch.randn(keys, inner).to(dtype), torch.randn(keys, width).to(dtype)
+    for count in (1, 3, 4, 7):
+        q = torch.randn(count, inner)
+        out, want, bound = attended(lib, name, q, k, v, block, [(0, keys)] * count)
+        assert ((out.double() - want).abs() <= bound).all()
+        # A query does not depend on those that share its keys.
+        alone, _, _ = attended(lib, name, q[-1:], k, v, block, [(0, keys)])
+        assert torch.equal(alone[0], out[-1])
+
+
+SPANS = {
+    "one token": [(0, 200)] * 5,
+    "padded left": [(70, 200)] * 5,
+    "a window": [(150, 200)] * 5,
+    "a prompt": [(max(0, i - 30), i + 1) for i in range(180, 185)],
+    "apart": [(0, 3), (0, 3), (130, 200), (130, 200), (7, 7)],
+}
+
+
+@pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS)
+@pytest.mark.parametrize("dead", [0, 3, 1])
+@pytest.mark.parametrize("name, dtype", FORMATS)
+def test_attention_of_live_keys(lib, name, dtype, dead, spans):
+    torch.manual_seed(dead)
+    q, k, v = torch.randn(5, 32), torch.randn(200, 32).to(dtype), torch.randn(200, 48).to(dtype)
+    out, want, bound = attended(lib, name, q, k, v, 64, spans, dead)
     assert ((out.double() - want).abs() <= bound).all()
+    for workers in (2, 3):
+        again, _, _ = attended(lib, name, q, k, v, 64, spans, dead, workers)
+        assert torch.equal(again, out)
+
+
+def test_exponentials_of_a_block_have_the_bits_of_exp(lib):
+    x = -torch.cat([torch.linspace(0, 90, 100_000), torch.logspace(-30, 30, 60_000)])
+    x = torch.cat([x, torch.tensor([0.0, -0.0, float("-inf"), float("nan")] * 4)])
+    out, want = torch.empty_like(x), torch.empty_like(x)
+    lib.below(pointer(out), pointer(x), ctypes.c_int64(len(x) // 16))
+    lib.function(0, pointer(want), pointer(x), ctypes.c_int64(len(x)))
+    assert torch.equal(out.view(torch.int32)[:-16], want.view(torch.int32)[:-16])
+    assert torch.equal(out[-16:].isnan(), want[-16:].isnan())
+    assert torch.equal(out[-16:].nan_to_num(7.0), want[-16:].nan_to_num(7.0))
 
 
 def run_team(lib, workers, limit, phases, sleeper, seconds):

@@ -17,8 +17,8 @@ from quire.errors import InputError, QuireError
 from quire.kernel.compile import KernelPlan
 from quire.kernel.describe import PhaseInfo, describe
 from quire.kernel.ir import Buffer
-from quire.runtime import build
-from quire.runtime.pack import packed
+from quire.runtime import build, pages
+from quire.runtime.pack import packed, packed_size
 
 WATCHDOG = 60.0
 """Seconds that a worker may wait for the others within one phase."""
@@ -74,6 +74,7 @@ class NativeKernel:
         weakref.finalize(self, _end, self._lib, team, os.getpid())
 
     def _fill(self) -> None:
+        self._pack()
         base = _aligned(self._arena)
         k = 0
         for row in self.plan.rendered.slots:
@@ -86,16 +87,24 @@ class NativeKernel:
                     self._outside.setdefault(buffer.target, []).append(k)
                 k += 1
 
+    def _pack(self) -> None:
+        """Every weight of the kernel, the copied ones in one block, in the order they are read."""
+        state = self.plan.program.state
+        todo: dict[Any, tuple[Buffer, int]] = {}
+        for buffer in (b for row in self.plan.rendered.slots for b in row if b.role == "state"):
+            todo[_key(buffer)] = buffer, packed_size(state[buffer.target], buffer)
+        room, at = pages.allocate(sum(-(-n // 64) * 64 for _, n in todo.values())), 0
+        for key, (buffer, size) in todo.items():
+            made = packed(state[buffer.target].detach(), buffer)
+            if size:
+                place = room[at : at + size].view(made.dtype).view(made.shape)
+                made, at = place.copy_(made), at + -(-size // 64) * 64
+            self._weights[key] = made
+            self.packed_bytes += size
+
     def weight(self, buffer: Buffer) -> torch.Tensor:
         """A weight as the kernel reads it."""
-        key = (buffer.target, buffer.order, buffer.scheme)
-        if key not in self._weights:
-            tensor = self.plan.program.state[buffer.target].detach()
-            made = packed(tensor, buffer)
-            if made is not tensor:
-                self.packed_bytes += made.numel() * made.element_size()
-            self._weights[key] = made
-        return self._weights[key]
+        return self._weights[_key(buffer)]
 
     @property
     def source(self) -> str:
@@ -215,6 +224,10 @@ class NativeKernel:
             else:
                 found.append(leaf)
         return found
+
+
+def _key(buffer: Buffer) -> Any:
+    return buffer.target, buffer.order, buffer.scheme
 
 
 def _aligned(tensor: torch.Tensor) -> int:

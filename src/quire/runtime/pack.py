@@ -1,8 +1,10 @@
 """Weights in the layout a kernel reads: as they are, with dims reordered, or quantised.
 
-int8: groups of 32 along the row, scale = max |w| / 127, stored as fp16.
-int4: the same with −8 … 7, scale = the largest-magnitude weight / −8 (the format of llama.cpp's
-Q4_0). The kernel computes with the dequantised weights exactly.
+int8: groups of 32 along the row, scale = max |w| / 127 as bf16, which is the upper half of a float.
+int4: the same with −8 … 7, scale = the largest-magnitude weight / −8 (as llama.cpp's Q4_0), as the
+float whose lower half are the two bytes before it, values 14, 15, 30 and 31: the next such float
+above it in magnitude, by less than 2^-7 of it. The kernel computes with the dequantised weights
+exactly.
 """
 
 from __future__ import annotations
@@ -25,37 +27,44 @@ def packed(weight: torch.Tensor, buffer: Buffer) -> torch.Tensor:
     return weight
 
 
-def _scaled(groups: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    half = scale.to(torch.float16)
-    by = half.float()
-    inverse = torch.where(by == 0, torch.zeros_like(by), 1 / by)
-    return half, groups * inverse[:, None]
+def packed_size(weight: torch.Tensor, buffer: Buffer) -> int:
+    """Bytes of a copy of `weight` in the layout of `buffer`, 0 where it is read as it is."""
+    if buffer.scheme:
+        return weight.numel() // GROUP * {"int8": 34, "int4": 18}[buffer.scheme]
+    return weight.numel() * weight.element_size() if buffer.order else 0
+
+
+def _scaled(groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return torch.where(scale == 0, torch.zeros_like(scale), 1 / scale)[:, None] * groups
 
 
 def _int8(groups: torch.Tensor) -> torch.Tensor:
-    half, scaled = _scaled(groups, groups.abs().amax(1) / 127)
-    values = scaled.round().clamp(-127, 127).to(torch.int8)
-    return torch.cat([half[:, None].view(torch.uint8), values.view(torch.uint8)], 1).contiguous()
+    scale = (groups.abs().amax(1) / 127).to(torch.bfloat16)
+    values = _scaled(groups, scale.float()).round().clamp(-127, 127).to(torch.int8)
+    return torch.cat([values.view(torch.uint8), scale[:, None].view(torch.uint8)], 1).contiguous()
 
 
 def _int4(groups: torch.Tensor) -> torch.Tensor:
-    most = groups.gather(1, groups.abs().argmax(1, keepdim=True))[:, 0]
-    half, scaled = _scaled(groups, most / -8)
-    values = (scaled.round().clamp(-8, 7) + 8).to(torch.uint8)
-    return torch.cat(
-        [half[:, None].view(torch.uint8), values[:, :16] | values[:, 16:] << 4], 1
-    ).contiguous()
+    scale = groups.gather(1, groups.abs().argmax(1, keepdim=True))[:, 0] / -8
+    values = (_scaled(groups, scale).round().clamp(-8, 7) + 8).to(torch.uint8)
+    held = values[:, :16] | values[:, 16:] << 4
+    least = torch.finfo(torch.float32).tiny  # where all weights are 0: slow below, and unused
+    bits = torch.where(scale.abs() < least, torch.full_like(scale, least), scale).view(torch.int32)
+    lower = held[:, 14:].contiguous().view(torch.int16).int()[:, 0] & 0xFFFF
+    upper = (bits - lower + 0xFFFF >> 16).to(torch.int16)
+    return torch.cat([held, upper[:, None].view(torch.uint8)], 1).contiguous()
 
 
 def dequantised(weight: torch.Tensor, buffer: Buffer) -> torch.Tensor:
     """The float32 weights that a quantised buffer stands for, in the shape of `weight`."""
     shape = [weight.shape[d] for d in buffer.order] if buffer.order else list(weight.shape)
     raw = packed(weight, buffer)
-    scale = raw[:, :2].contiguous().view(torch.float16).float()
     if buffer.scheme == "int8":
-        flat = raw[:, 2:].contiguous().view(torch.int8).float() * scale
+        scale = raw[:, 32:].contiguous().view(torch.bfloat16).float()
+        flat = raw[:, :32].contiguous().view(torch.int8).float() * scale
     else:
-        low, high = raw[:, 2:] & 15, raw[:, 2:] >> 4
+        scale = raw[:, 14:].contiguous().view(torch.float32)
+        low, high = raw[:, :16] & 15, raw[:, :16] >> 4
         flat = (torch.cat([low, high], 1).float() - 8) * scale
     out = flat.reshape(shape)
     if buffer.order:

@@ -1,5 +1,5 @@
-// One block of keys for the queries that share them: running maximum, sum of exponentials and
-// weighted sum of values, and the joining of blocks in their order (online softmax, FlashAttention).
+// One block of keys for the queries that share them: maximum, sum of exponentials and weighted sum
+// of values, and the joining of blocks in their order (online softmax, FlashAttention).
 #pragma once
 
 #include <limits>
@@ -11,58 +11,183 @@ namespace quire {
 
 constexpr int BLOCK_MAX = 512;
 
-template <class T>
-inline float dot_row(const float* q, const T* k, index_t n) {
-    vec acc = {};
+#if defined(__AVX512F__)
+constexpr int QUERIES = 4, TILE = 4;  // as many sums as there are registers for
+#else
+constexpr int QUERIES = 2, TILE = 2;
+#endif
+
+// s[g][j + t] = q[g]·k[t] for N keys. Each is summed the same way whatever its neighbours are.
+template <int N, int G, class K>
+inline void scores(
+    float (&s)[G][BLOCK_MAX], index_t j, const float* const (&q)[G], index_t inner, const K* key,
+    index_t step) {
+    vec acc[G][4];
+    for (int g = 0; g < G; ++g)
+        for (int t = 0; t < 4; ++t) acc[g][t] = vec{};
+    const auto add = [&](auto load_key, auto load_query) {
+        vec k[N];
+        for (int t = 0; t < N; ++t) k[t] = load_key(key + t * step);
+        for (int g = 0; g < G; ++g) {
+            const vec x = load_query(q[g]);
+            for (int t = 0; t < N; ++t) acc[g][t] += x * k[t];
+        }
+    };
     index_t i = 0;
-    for (; i + 16 <= n; i += 16) acc += load16(q + i) * load16(k + i);
-    if (i < n) acc += load_part(q + i, n - i) * load_part(k + i, n - i);
-    return sum16(acc);
+    for (; i + 16 <= inner; i += 16) {
+        const auto load = [i](auto p) { return load16(p + i); };
+        add(load, load);
+    }
+    if (i < inner) {
+        const auto load = [i, inner](auto p) { return load_part(p + i, inner - i); };
+        add(load, load);
+    }
+    for (int g = 0; g < G; ++g) {
+        float sums[4];
+        sum16(acc[g], sums);
+        for (int t = 0; t < N; ++t) s[g][j + t] = sums[t];
+    }
 }
 
-// part[0]: maximum, part[1]: Σ exp(s − max), part[2 …]: Σ exp(s − max) · value, over keys
-// j0 <= j < j1. `score(j, q·k)` is the score, −inf where the key is not live.
-template <class K, class V, class Score>
-inline void attend_block(
-    float* part, const float* q, index_t inner, const K* keys, index_t key_step, const V* values,
-    index_t value_step, index_t width, index_t j0, index_t j1, Score score) {
-    float s[BLOCK_MAX];
-    const index_t n = j1 - j0;
-    float most = -std::numeric_limits<float>::infinity();
+// exp_ of lanes that are 0, less, or NaN, to the same bits in half the instructions: no overflow,
+// and the rounded n stands in the low bits of `shifted`.
+inline part exp_below(part x) {
+    const part least = -87.33654f - part{}, c = x < least ? least : x;
+    const part shifted = c * 1.44269504088896341f + 12582912.0f;
+    const part n = shifted - 12582912.0f;
+    const part r = (c - n * 0.693359375f) + n * 2.12194440e-4f;
+    part p = 1.9875691500e-4f - part{};
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const part y = p * (part)(((upart)shifted << 23) + 0x3f800000u);
+    return x < least ? part{} : y;
+}
+inline vec exp_below(vec x) {
+    return parts_of([&](int k) { return exp_below(x.p[k]); });
+}
+
+// The scores s[j], j < n, become exp(s − max), zeros up to a whole vector behind them; into part[0]
+// their maximum, into part[1] their sum.
+inline void exponentials(float* part, float* s, index_t n) {
+    const float dead = -std::numeric_limits<float>::infinity();
+    index_t end = n;
+    for (; end % LANES; ++end) s[end] = dead;
+    vec lanes = splat(dead);
+    for (index_t j = 0; j < end; j += LANES) lanes = larger(load16(s + j), lanes);
+    const float most = part[0] = max16(lanes);
+    vec total = {};
+    for (index_t j = 0; j < end; j += LANES) {
+        // Without a live key all are 0.
+        const vec power = most > dead ? exp_below(load16(s + j) + splat(-most)) : vec{};
+        store16(s + j, power);
+        total += power;
+    }
+    part[1] = sum16(total);
+}
+
+// part[g][2 + i + c] = Σ_j s[g][j] · value_j[i + c] for c < 16·T, `rest` of the last 16.
+template <int T, int G, class V, class Ahead>
+inline void weighted(
+    float* const (&part)[G], const float (&s)[G][BLOCK_MAX], const V* values, index_t step,
+    index_t n, index_t i, index_t rest, Ahead ahead) {
+    vec acc[G][T];
+    for (int g = 0; g < G; ++g)
+        for (int c = 0; c < T; ++c) acc[g][c] = vec{};
     for (index_t j = 0; j < n; ++j) {
-        s[j] = score(j0 + j, dot_row(q, keys + (j0 + j) * key_step, inner));
-        most = s[j] > most ? s[j] : most;
+        const V* value = values + j * step + i;
+        ahead(j);
+        vec v[T];
+        for (int c = 0; c < T; ++c)
+            v[c] = rest == LANES ? load16(value + 16 * c) : load_part(value + 16 * c, rest);
+        for (int g = 0; g < G; ++g) {
+            const vec p = splat(s[g][j]);
+            for (int c = 0; c < T; ++c) acc[g][c] += p * v[c];
+        }
     }
-    part[0] = most;
-    if (!(most > -std::numeric_limits<float>::infinity())) {
-        part[1] = 0;
-        for (index_t i = 0; i < width; ++i) part[2 + i] = 0;
-        return;
+    for (int g = 0; g < G; ++g)
+        for (int c = 0; c < T; ++c) {
+            float* out = part[g] + 2 + i + 16 * c;
+            if (rest == LANES) {
+                store16(out, acc[g][c]);
+            } else {
+                float lane[LANES];
+                store16(lane, acc[g][c]);
+                for (index_t e = 0; e < rest; ++e) out[e] = lane[e];
+            }
+        }
+}
+
+template <class T>
+inline void prefetch_row(const T* p, index_t n) {
+    const char* c = reinterpret_cast<const char*>(p);
+    for (index_t b = 0; b < n * index_t(sizeof(T)); b += 64) __builtin_prefetch(c + b, 0, 2);
+}
+
+// G queries over keys j0 <= j < j1, which are read once for all of them. Of each query,
+// part[0]: maximum, part[1]: Σ exp(s − max), part[2 …]: Σ exp(s − max) · value.
+// `score(g, j, q·k)` is the score, −inf where the key is not live. With `ahead`, values are brought
+// while keys are read, and while values are read the keys of the next block.
+template <int G, class K, class V, class Score>
+inline void attend_block(
+    float* const (&part)[G], const float* const (&q)[G], index_t inner, const K* keys,
+    index_t key_step, const V* values, index_t value_step, index_t width, index_t j0, index_t j1,
+    Score score, bool ahead = false) {
+    alignas(64) float s[G][BLOCK_MAX];
+    const index_t n = j1 - j0;
+    keys += j0 * key_step;
+    values += j0 * value_step;
+    index_t j = 0;
+    for (; j + 4 <= n; j += 4) {
+        if (ahead)
+            for (int t = 0; t < 4; ++t) prefetch_row(values + (j + t) * value_step, width);
+        scores<4>(s, j, q, inner, keys + j * key_step, key_step);
     }
-    for (index_t j = 0; j < n; ++j) s[j] = exp_(s[j] - most);
-    float lanes[16] = {};
-    for (index_t j = 0; j < n; ++j) lanes[j % 16] += s[j];
-    float total = 0;
-    for (float lane : lanes) total += lane;
-    part[1] = total;
+    for (; j < n; ++j) {
+        if (ahead) prefetch_row(values + j * value_step, width);
+        scores<1>(s, j, q, inner, keys + j * key_step, key_step);
+    }
+    for (int g = 0; g < G; ++g) {
+        for (j = 0; j < n; ++j) s[g][j] = score(g, j0 + j, s[g][j]);
+        exponentials(part[g], s[g], n);
+    }
+    const auto none = [](index_t) {};
+    const auto next = [&](index_t at) { prefetch_row(keys + (n + at) * key_step, inner); };
     index_t i = 0;
-    for (; i + 64 <= width; i += 64) {
-        vec acc[4] = {};
-        for (index_t j = 0; j < n; ++j) {
-            const V* v = values + (j0 + j) * value_step + i;
-            const vec p = splat(s[j]);
-            for (int c = 0; c < 4; ++c) acc[c] += p * load16(v + 16 * c);
-        }
-        for (int c = 0; c < 4; ++c) *reinterpret_cast<vec_u*>(part + 2 + i + 16 * c) = acc[c];
-    }
-    for (; i < width; i += 16) {
-        const index_t rest = width - i < 16 ? width - i : 16;
-        vec acc = {};
-        for (index_t j = 0; j < n; ++j) {
-            const V* v = values + (j0 + j) * value_step + i;
-            acc += splat(s[j]) * (rest == 16 ? load16(v) : load_part(v, rest));
-        }
-        for (index_t c = 0; c < rest; ++c) part[2 + i + c] = acc[c];
+    for (; i + 16 * TILE <= width; i += 16 * TILE)
+        if (ahead && i == 0)
+            weighted<TILE>(part, s, values, value_step, n, i, LANES, next);
+        else
+            weighted<TILE>(part, s, values, value_step, n, i, LANES, none);
+    for (; i < width; i += 16)
+        weighted<1>(part, s, values, value_step, n, i, width - i < LANES ? width - i : LANES, none);
+}
+
+// As many queries together as there are; each gets the same bits as alone.
+template <class K, class V, class Score>
+inline void attend_queries(
+    float* const* part, const float* const* q, int count, index_t inner, const K* keys,
+    index_t key_step, const V* values, index_t value_step, index_t width, index_t j0, index_t j1,
+    Score score) {
+    for (int g0 = 0; g0 < count;) {
+        const auto run = [&](auto size) {
+            constexpr int G = decltype(size)::value;
+            float* out[G];
+            const float* in[G];
+            for (int g = 0; g < G; ++g) out[g] = part[g0 + g], in[g] = q[g0 + g];
+            attend_block<G>(
+                out, in, inner, keys, key_step, values, value_step, width, j0, j1,
+                [&](int g, index_t j, float d) { return score(g0 + g, j, d); }, g0 == 0);
+            g0 += G;
+        };
+        const int left = count - g0;
+        if (QUERIES >= 4 && left >= 4) run(std::integral_constant<int, QUERIES>{});
+        else if (QUERIES >= 3 && left == 3) run(std::integral_constant<int, 3>{});
+        else if (left >= 2) run(std::integral_constant<int, 2>{});
+        else run(std::integral_constant<int, 1>{});
     }
 }
 

@@ -9,7 +9,7 @@
 
 namespace quire {
 
-constexpr int ROWS = 4;
+constexpr int ROWS = 4, COLUMNS = 6;  // 24 sums, and room for what they are made of
 
 template <class W>
 struct Weights {
@@ -42,16 +42,26 @@ inline void dot_block(
     const W* row[R];
     for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
     const index_t next = (w.row(b + R) - w.row(b));
-    index_t i = 0;
-    for (; i + 16 <= k; i += 16) {
+    const auto step = [&](index_t i) {
         vec xs[C];
         for (int c = 0; c < C; ++c) xs[c] = load16(x[c] + i);
         for (int r = 0; r < R; ++r) {
             const vec ws = load16(row[r] + i);
-            if (ahead && i % index_t(64 / sizeof(W)) == 0)
-                __builtin_prefetch(row[r] + next + i, 0, 2);
             for (int c = 0; c < C; ++c) acc[r][c] += ws * xs[c];
         }
+    };
+    index_t i = 0;
+    for (; i + 32 <= k; i += 32) {
+        if (ahead)
+            for (int r = 0; r < R; ++r)
+                for (std::size_t line = 0; line < sizeof(W) / 2; ++line)
+                    __builtin_prefetch(row[r] + next + i + line * 64 / sizeof(W));
+        step(i);
+        step(i + 16);
+    }
+    if (i + 16 <= k) {
+        step(i);
+        i += 16;
     }
     if (i < k)
         for (int r = 0; r < R; ++r) {
@@ -60,41 +70,45 @@ inline void dot_block(
         }
 }
 
-// The 32 weights of a group less its scale, in the order of their vectors.
-inline void values(const int8_group& g, vec& low, vec& high) {
-    low = load16(g.value);
-    high = load16(g.value + 16);
+// The 32 weights of a group in the order of their vectors.
+inline void weights(const int8_group& g, vec& low, vec& high) {
+#if defined(__AVX512F__)
+    // One instruction, the load within it: a mask on the word that the scale is the upper half of.
+    std::int32_t word;
+    std::memcpy(&word, g.value + 30, sizeof word);
+    const __m512i top = _mm512_and_si512(_mm512_set1_epi32(word), _mm512_set1_epi32(-65536));
+    const vec by = {{(part)top}};
+#else
+    const vec by = splat(g.by());
+#endif
+    low = by * load16(g.value);
+    high = by * load16(g.value + 16);
 }
 
-inline void values(const int4_group& g, vec& low, vec& high) {
+inline void weights(const int4_group& g, vec& low, vec& high) {
 #if defined(__AVX512F__)
+    const __m512 table = _mm512_mul_ps(
+        _mm512_set1_ps(g.by()),
+        _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7));
     const __m512i wide =
         _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(g.value)));
-    const __m512 table =
-        _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    low = (vec)_mm512_permutexvar_ps(wide, table);
-    high = (vec)_mm512_permutexvar_ps(_mm512_srli_epi32(wide, 4), table);
+    low = {{(part)_mm512_permutexvar_ps(wide, table)}};  // by the lower four bits
+    high = {{(part)_mm512_permutexvar_ps(_mm512_srli_epi32(wide, 4), table)}};
+#elif defined(__AVX2__)
+    const vec by = splat(g.by());
+    const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(g.value));
+    const __m128i mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+    low = by * floats(_mm_sub_epi8(_mm_and_si128(pairs, mask), eight));
+    high = by * floats(_mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(pairs, 4), mask), eight));
 #else
-    for (int i = 0; i < 16; ++i) {
-        low[i] = float((g.value[i] & 15) - 8);
-        high[i] = float((g.value[i] >> 4) - 8);
+    float a[LANES], b[LANES];
+    for (int i = 0; i < LANES; ++i) {
+        a[i] = float((g.value[i] & 15) - 8);
+        b[i] = float((g.value[i] >> 4) - 8);
     }
-#endif
-}
-
-// The scales of n ≤ 64 groups as floats. Copying them together first takes loads and stores only,
-// and leaves the ports that the sums need alone; a gather is slower.
-template <class G>
-inline void scales(const G* group, index_t n, float* out) {
-#if defined(__AVX512F__)
-    alignas(64) std::uint16_t half[64];
-    for (index_t g = 0; g < n; ++g) half[g] = group[g].scale;
-    for (index_t g = 0; g < n; g += 16) {
-        const __m256i bits = _mm256_load_si256(reinterpret_cast<const __m256i*>(half + g));
-        _mm512_storeu_ps(out + g, _mm512_cvtph_ps(bits));
-    }
-#else
-    for (index_t g = 0; g < n; ++g) out[g] = half_to_float(group[g].scale);
+    const vec by = splat(g.by());
+    low = by * load16(a);
+    high = by * load16(b);
 #endif
 }
 
@@ -102,25 +116,22 @@ template <int R, int C, class G>
 inline void dot_groups(
     const Weights<G>& w, index_t b, const float* const (&x)[C], index_t k, vec (&acc)[R][C],
     bool ahead) {
-    constexpr index_t BLOCK = 64, NEAR = sizeof(G) > 32 ? 1 : 2;  // groups in a cache line
-    float scale[R][BLOCK];
+    constexpr index_t NEAR = sizeof(G) > 32 ? 1 : 2;  // groups in a cache line
     const G* row[R];
     for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
     const index_t next = w.row(b + R) - w.row(b), groups = k / 32;
-    for (index_t g0 = 0; g0 < groups; g0 += BLOCK) {
-        const index_t n = groups - g0 < BLOCK ? groups - g0 : BLOCK;
-        for (int r = 0; r < R; ++r) scales(row[r] + g0, n, scale[r]);
-        for (index_t i = 0; i < n; ++i) {
-            const index_t g = g0 + i;
-            for (int r = 0; r < R; ++r) {
-                if (ahead && g % NEAR == 0) __builtin_prefetch(row[r] + 2 * next + g, 0, 2);
-                vec low, high;
-                values(row[r][g], low, high);
-                const vec by = splat(scale[r][i]);
-                for (int c = 0; c < C; ++c) {
-                    const vec sum = low * load16(x[c] + g * 32) + high * load16(x[c] + g * 32 + 16);
-                    acc[r][c] += by * sum;
-                }
+    for (index_t g = 0; g < groups; ++g) {
+        vec xs[C][2];
+        for (int c = 0; c < C; ++c)
+            for (int h = 0; h < 2; ++h) xs[c][h] = held(load16(x[c] + g * 32 + h * 16));
+        if (ahead && g % NEAR == 0)
+            for (int r = 0; r < R; ++r) __builtin_prefetch(row[r] + 2 * next + g);
+        for (int r = 0; r < R; ++r) {
+            vec low, high;
+            weights(row[r][g], low, high);
+            for (int c = 0; c < C; ++c) {
+                acc[r][c] += low * xs[c][0];
+                acc[r][c] += high * xs[c][1];
             }
         }
     }
@@ -148,9 +159,13 @@ inline void dot_tile(
     const float* xs[C];
     for (int c = 0; c < C; ++c) xs[c] = x + (a + c) * x_step;
     dot_block<R, C>(w, b, xs, k, acc, ahead);
-    for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c)
-            out[(a + c) * out_a + (b + r) * out_b] = sum16(acc[r][c]);
+    for (int c = 0; c < C; ++c) {
+        vec column[4] = {};
+        float sums[4];
+        for (int r = 0; r < R; ++r) column[r] = acc[r][c];
+        sum16(column, sums);
+        for (int r = 0; r < R; ++r) out[(a + c) * out_a + (b + r) * out_b] = sums[r];
+    }
 }
 
 template <int R, class W>
@@ -160,7 +175,12 @@ inline void dot_rows(
     index_t a = 0;
     // The first pass over a block brings the block after it; later passes find theirs in cache.
     if (as == 1) return dot_tile<R, 1>(out, out_a, out_b, w, b, x, x_step, 0, k, true);
-    for (; a + 4 <= as; a += 4) dot_tile<R, 4>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
+    for (; a + COLUMNS <= as; a += COLUMNS)
+        dot_tile<R, COLUMNS>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
+    if (as - a >= 4) {
+        dot_tile<R, 4>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
+        a += 4;
+    }
     if (as - a >= 2) {
         dot_tile<R, 2>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
         a += 2;

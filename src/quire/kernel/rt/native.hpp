@@ -15,6 +15,8 @@ struct Span {
     index_t lo, hi;
 };
 
+constexpr index_t TOGETHER = 16;  // queries that one worker takes through a block of keys
+
 class Native {
 public:
     using real = float;
@@ -164,47 +166,16 @@ public:
                    as, k);
     }
 
-    // Units: `outer` groups of queries that share keys × blocks of keys. A worker takes those whose
-    // middle key falls in its share of all keys, counted over units in their order.
     template <class K, class V, class Lo, class Hi, class Query, class Key, class Value, class Part,
               class Score>
     void attend(index_t outer, index_t group, index_t block, float* parts, const float* q,
                 index_t inner, const K* keys, index_t key_step, const V* values, index_t value_step,
                 index_t width, Lo lo, Hi hi, Query query, Key key, Value value, Part part,
                 Score score) const {
-        const auto span = [&](index_t u) {
-            Span all{lo(u, 0), hi(u, 0)};
-            for (index_t g = 1; g < group; ++g) {
-                all.lo = smaller(all.lo, index_t(lo(u, g)));
-                all.hi = larger(all.hi, index_t(hi(u, g)));
-            }
-            return all;
-        };
-        // Queries of a group go out in chunks where there are many.
-        const index_t chunk = group > 16 ? 8 : group, chunks = (group + chunk - 1) / chunk;
-        index_t total = 0, before = 0;
-        for (index_t u = 0; u < outer; ++u) {
-            const Span all = span(u);
-            total += larger(all.hi - all.lo, index_t(0)) * chunks;
-        }
-        for (index_t u = 0; u < outer; ++u) {
-            const Span all = span(u);
-            for (index_t j = all.lo; j < all.hi;) {
-                const index_t s = j / block, end = smaller(all.hi, (s + 1) * block), n = end - j;
-                for (index_t g0 = 0; g0 < group; g0 += chunk, before += n) {
-                    if ((2 * before + n) * team_.size() / (2 * total) != worker_) continue;
-                    for (index_t g = g0; g < smaller(group, g0 + chunk); ++g) {
-                        const index_t j0 = larger(index_t(lo(u, g)), s * block);
-                        const index_t j1 = smaller(index_t(hi(u, g)), (s + 1) * block);
-                        attend_block(
-                            parts + part(u, g) + s * (width + 2), q + query(u, g), inner,
-                            keys + key(u, g), key_step, values + value(u, g), value_step, width, j0,
-                            larger(j0, j1), [&](index_t k, float d) { return score(u, g, k, d); });
-                    }
-                }
-                j = end;
-            }
-        }
+        shares(outer, group, block, lo, hi, [&](index_t u, index_t g0, index_t g1, index_t s) {
+            attend_unit(u, g0, g1, s, block, parts, q, inner, keys, key_step, values, value_step,
+                        width, lo, hi, query, key, value, part, score);
+        });
     }
     static void merge(float* out, index_t at, index_t out_step, const float* parts, index_t part_at,
                       index_t width, index_t block, index_t lo, index_t hi) {
@@ -264,6 +235,72 @@ private:
     const index_t* repeats_;
     char* scratch_;
     int phase_ = 0;
+
+protected:
+    // body(u, g0, g1, s) for this worker's units of an attention: `outer` groups of queries that
+    // share keys × blocks of keys. A worker takes those whose middle key falls in its share of all
+    // keys, counted over units in their order.
+    template <class Lo, class Hi, class Body>
+    void shares(index_t outer, index_t group, index_t block, Lo lo, Hi hi, Body body) const {
+        const auto span = [&](index_t u) {
+            Span all{lo(u, 0), hi(u, 0)};
+            for (index_t g = 1; g < group; ++g) {
+                all.lo = smaller(all.lo, index_t(lo(u, g)));
+                all.hi = larger(all.hi, index_t(hi(u, g)));
+            }
+            return all;
+        };
+        // Queries of a group go out in chunks where there are many.
+        const index_t chunk = group > TOGETHER ? TOGETHER / 2 : group;
+        const index_t chunks = (group + chunk - 1) / chunk;
+        index_t total = 0, before = 0;
+        for (index_t u = 0; u < outer; ++u) {
+            const Span all = span(u);
+            total += larger(all.hi - all.lo, index_t(0)) * chunks;
+        }
+        for (index_t u = 0; u < outer; ++u) {
+            const Span all = span(u);
+            for (index_t j = all.lo; j < all.hi;) {
+                const index_t s = j / block, end = smaller(all.hi, (s + 1) * block), n = end - j;
+                for (index_t g0 = 0; g0 < group; g0 += chunk, before += n)
+                    if ((2 * before + n) * team_.size() / (2 * total) == worker_)
+                        body(u, g0, smaller(group, g0 + chunk), s);
+                j = end;
+            }
+        }
+    }
+    // Queries g0 … g1 of group u over block s. Neighbours with the same keys read them together.
+    template <class K, class V, class Lo, class Hi, class Query, class Key, class Value, class Part,
+              class Score>
+    static void attend_unit(index_t u, index_t g0, index_t g1, index_t s, index_t block,
+                            float* parts, const float* q, index_t inner, const K* keys,
+                            index_t key_step, const V* values, index_t value_step, index_t width,
+                            Lo lo, Hi hi, Query query, Key key, Value value, Part part,
+                            Score score) {
+        struct Reads {
+            index_t key, value, lo, hi;
+            bool operator==(const Reads&) const = default;
+        };
+        const auto reads = [&](index_t g) {
+            const index_t j0 = larger(index_t(lo(u, g)), s * block);
+            const index_t j1 = smaller(index_t(hi(u, g)), (s + 1) * block);
+            return Reads{key(u, g), value(u, g), j0, larger(j0, j1)};
+        };
+        for (index_t g = g0; g < g1;) {
+            const Reads all = reads(g);
+            float* to[TOGETHER];
+            const float* from[TOGETHER];
+            int n = 0;
+            for (; g + n < g1 && n < TOGETHER && reads(g + n) == all; ++n) {
+                to[n] = parts + part(u, g + n) + s * (width + 2);
+                from[n] = q + query(u, g + n);
+            }
+            attend_queries(to, from, n, inner, keys + all.key, key_step, values + all.value,
+                           value_step, width, all.lo, all.hi,
+                           [&](index_t k, index_t j, float d) { return score(u, g + k, j, d); });
+            g += n;
+        }
+    }
 };
 
 }  // namespace quire

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -32,18 +32,26 @@ struct fp16 {
     std::uint16_t bits;
 };
 
-// Weights in groups of 32 along the row, one fp16 scale each: 8.5 and 4.5 bits a weight.
-// The nibble i < 16 of an int4 group holds weights i (low) and i + 16 (high), offset by 8.
+// Weights in groups of 32 along the row with a scale each: 8.5 and 4.5 bits a weight. The scale of an
+// int8 group is a bf16. The nibble i < 16 of an int4 group holds weights i (low) and i + 16 (high),
+// offset by 8; its scale is the float that ends the group, whose lower half are the last values: so
+// a kernel that has no instruction to spare broadcasts it as it lies.
 struct int8_group {
     static constexpr index_t size = 32;
-    std::uint16_t scale;
     std::int8_t value[32];
+    bf16 scale;
+    float by() const { return from_bits(std::uint32_t(scale.bits) << 16); }
 };
 
 struct int4_group {
     static constexpr index_t size = 32;
-    std::uint16_t scale;
     std::uint8_t value[16];
+    std::uint16_t scale;
+    float by() const {
+        float word;
+        std::memcpy(&word, reinterpret_cast<const char*>(this) + 14, sizeof word);
+        return word;
+    }
 };
 static_assert(sizeof(int8_group) == 34 && sizeof(int4_group) == 18);
 
@@ -85,12 +93,12 @@ inline float load(const bf16* p, index_t i) { return from_bits(std::uint32_t(p[i
 inline float load(const fp16* p, index_t i) { return half_to_float(p[i].bits); }
 inline float load(const int8_group* p, index_t i) {
     const int8_group& g = p[i / 32];
-    return half_to_float(g.scale) * float(g.value[i % 32]);
+    return g.by() * float(g.value[i % 32]);
 }
 inline float load(const int4_group* p, index_t i) {
     const int4_group& g = p[i / 32];
     const int k = int(i % 32), byte = g.value[k % 16];
-    return half_to_float(g.scale) * float((k < 16 ? byte & 15 : byte >> 4) - 8);
+    return g.by() * float((k < 16 ? byte & 15 : byte >> 4) - 8);
 }
 inline index_t load(const std::int64_t* p, index_t i) { return p[i]; }
 inline index_t load(const std::int32_t* p, index_t i) { return p[i]; }

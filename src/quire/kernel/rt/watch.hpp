@@ -145,7 +145,7 @@ public:
     Watch(Team& team, int worker, Watcher& watcher, const int* slots, const index_t* lengths,
           const index_t* repeats, char* scratch, index_t scratch_size)
         : Native(team, worker, nullptr, lengths, repeats, scratch), watcher_(watcher),
-          worker_(worker), workers_(team.size()), slots_(slots), scratch_(scratch),
+          worker_(worker), slots_(slots), scratch_(scratch),
           scratch_size_(scratch_size) {
         watcher_.take(worker);
     }
@@ -190,35 +190,22 @@ public:
                 const Watched<Q>& q, index_t inner, const Watched<K>& keys, index_t key_step,
                 const Watched<V>& values, index_t value_step, index_t width, Lo lo, Hi hi,
                 Query query, Key key, Value value, Part part, Score score) const {
-        // Natively, key blocks are shared out over workers in their order; here one query at a
-        // time, which is the same work in other units.
-        index_t unit = 0;
-        for (index_t u = 0; u < outer; ++u) {
-            index_t first = lo(u, 0), last = hi(u, 0);
-            for (index_t g = 1; g < group; ++g) {
-                first = smaller(first, index_t(lo(u, g)));
-                last = larger(last, index_t(hi(u, g)));
-            }
-            const index_t s0 = first / block, s1 = last > first ? (last - 1) / block + 1 : s0;
-            for (index_t s = s0; s < s1; ++s, ++unit) {
-                if (unit % workers_ != worker_) continue;
-                for (index_t g = 0; g < group; ++g) {
-                    const index_t j0 = larger(index_t(lo(u, g)), s * block);
-                    const index_t j1 = larger(j0, smaller(index_t(hi(u, g)), (s + 1) * block));
-                    const index_t to = part(u, g) + s * (width + 2);
-                    bool good = touch(parts, to, width + 2, true);
-                    good &= touch(q, query(u, g), inner, false);
-                    for (index_t j = j0; j < j1; ++j) {
-                        good &= touch(keys, key(u, g) + j * key_step, inner, false);
-                        good &= touch(values, value(u, g) + j * value_step, width, false);
-                    }
-                    if (good)
-                        attend_block(parts.p + to, q.p + query(u, g), inner, keys.p + key(u, g),
-                                     key_step, values.p + value(u, g), value_step, width, j0, j1,
-                                     [&](index_t j, float d) { return score(u, g, j, d); });
+        shares(outer, group, block, lo, hi, [&](index_t u, index_t g0, index_t g1, index_t s) {
+            bool good = true;
+            for (index_t g = g0; g < g1; ++g) {
+                const index_t j0 = larger(index_t(lo(u, g)), s * block);
+                const index_t j1 = smaller(index_t(hi(u, g)), (s + 1) * block);
+                good &= touch(parts, part(u, g) + s * (width + 2), width + 2, true);
+                good &= touch(q, query(u, g), inner, false);
+                for (index_t j = j0; j < j1; ++j) {
+                    good &= touch(keys, key(u, g) + j * key_step, inner, false);
+                    good &= touch(values, value(u, g) + j * value_step, width, false);
                 }
             }
-        }
+            if (good)
+                attend_unit(u, g0, g1, s, block, parts.p, q.p, inner, keys.p, key_step, values.p,
+                            value_step, width, lo, hi, query, key, value, part, score);
+        });
     }
     template <class O, class P>
     void merge(const Watched<O>& out, index_t at, index_t out_step, const Watched<P>& parts,
@@ -261,7 +248,7 @@ private:
     }
 
     Watcher& watcher_;
-    const int worker_, workers_;
+    const int worker_;
     const int* slots_;
     char* scratch_;
     const index_t scratch_size_;
