@@ -91,7 +91,8 @@ class _Probe:
         self.group, self.kind = group, kind
         self.ranks, self.me = group.size(), dist.get_rank(group)
         self.peers = dist.get_process_group_ranks(group)
-        self.device = torch.device(kind, torch.cuda.current_device() if kind == "cuda" else None)
+        here = f"cuda:{torch.cuda.current_device()}" if kind == "cuda" else kind
+        self.device = torch.device(here)
 
     def seconds(self, work: Callable[[], Any]) -> float:
         """The median of some runs that all ranks begin together; the slowest rank's."""
