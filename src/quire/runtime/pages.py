@@ -1,5 +1,4 @@
-"""Memory in large pages where the system grants them: weights then stream with fewer misses of the
-page table's cache (k = 576 on two cores: 6 % faster)."""
+"""Memory in large pages where the system grants them: weights stream with fewer page walks."""
 
 from __future__ import annotations
 
