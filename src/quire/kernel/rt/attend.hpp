@@ -129,25 +129,25 @@ inline void prefetch_row(const T* p, index_t n) {
 
 // G queries over keys j0 <= j < j1, which are read once for all of them. Of each query,
 // part[0]: maximum, part[1]: Σ exp(s − max), part[2 …]: Σ exp(s − max) · value.
-// `score(g, j, q·k)` is the score, −inf where the key is not live. With `ahead`, values are brought
-// while keys are read, and while values are read the keys of the next block.
+// `score(g, j, q·k)` is the score, −inf where the key is not live. Where 0 <= ahead, values are
+// brought while keys are read, and while values are read the next `ahead` keys.
 template <int G, class K, class V, class Score>
 inline void attend_block(
     float* const (&part)[G], const float* const (&q)[G], index_t inner, const K* keys,
     index_t key_step, const V* values, index_t value_step, index_t width, index_t j0, index_t j1,
-    Score score, bool ahead = false) {
+    Score score, index_t ahead) {
     alignas(64) float s[G][BLOCK_MAX];
     const index_t n = j1 - j0;
     keys += j0 * key_step;
     values += j0 * value_step;
     index_t j = 0;
     for (; j + 4 <= n; j += 4) {
-        if (ahead)
+        if (ahead >= 0)
             for (int t = 0; t < 4; ++t) prefetch_row(values + (j + t) * value_step, width);
         scores<4>(s, j, q, inner, keys + j * key_step, key_step);
     }
     for (; j < n; ++j) {
-        if (ahead) prefetch_row(values + j * value_step, width);
+        if (ahead >= 0) prefetch_row(values + j * value_step, width);
         scores<1>(s, j, q, inner, keys + j * key_step, key_step);
     }
     for (int g = 0; g < G; ++g) {
@@ -155,10 +155,12 @@ inline void attend_block(
         exponentials(part[g], s[g], n);
     }
     const auto none = [](index_t) {};
-    const auto next = [&](index_t at) { prefetch_row(keys + (n + at) * key_step, inner); };
+    const auto next = [&](index_t at) {
+        if (at < ahead) prefetch_row(keys + (n + at) * key_step, inner);
+    };
     index_t i = 0;
     for (; i + 16 * TILE <= width; i += 16 * TILE)
-        if (ahead && i == 0)
+        if (ahead > 0 && i == 0)
             weighted<TILE>(part, s, values, value_step, n, i, LANES, next);
         else
             weighted<TILE>(part, s, values, value_step, n, i, LANES, none);
@@ -171,7 +173,7 @@ template <class K, class V, class Score>
 inline void attend_queries(
     float* const* part, const float* const* q, int count, index_t inner, const K* keys,
     index_t key_step, const V* values, index_t value_step, index_t width, index_t j0, index_t j1,
-    Score score) {
+    Score score, index_t ahead) {
     for (int g0 = 0; g0 < count;) {
         const auto run = [&](auto size) {
             constexpr int G = decltype(size)::value;
@@ -180,7 +182,8 @@ inline void attend_queries(
             for (int g = 0; g < G; ++g) out[g] = part[g0 + g], in[g] = q[g0 + g];
             attend_block<G>(
                 out, in, inner, keys, key_step, values, value_step, width, j0, j1,
-                [&](int g, index_t j, float d) { return score(g0 + g, j, d); }, g0 == 0);
+                [&](int g, index_t j, float d) { return score(g0 + g, j, d); },
+                g0 == 0 ? ahead : -1);
             g0 += G;
         };
         const int left = count - g0;
