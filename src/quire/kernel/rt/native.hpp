@@ -298,7 +298,7 @@ protected:
             attend_queries(to, from, n, inner, keys + all.key, key_step, values + all.value,
                            value_step, width, all.lo, all.hi,
                            [&](index_t k, index_t j, float d) { return score(u, g + k, j, d); },
-                           larger(index_t(0), smaller(index_t(hi(u, g)), (s + 2) * block) - all.hi));
+                           hi(u, g) > all.hi ? Ahead::keys : Ahead::values);
             g += n;
         }
     }
