@@ -1,6 +1,8 @@
 """ONNX's own backend test suite through `quire.fuse` → docs/coverage-onnx.md.
 
-    python tools/coverage_onnx.py [--only PART_OF_A_NAME] [--out FILE]
+    python tools/coverage_onnx.py [--transformers] [--only PART_OF_A_NAME] [--out FILE]
+
+`--transformers` runs the tests of ops that transformers use, and no others.
 
 Each node test of the installed `onnx` package is imported, compiled to a kernel of its own, run,
 and compared with the expected outputs at the suite's tolerances. Inputs whose values decide a
@@ -143,6 +145,7 @@ def why(error: BaseException) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
+    parser.add_argument("--transformers", action="store_true")
     parser.add_argument("--out", type=Path, default=PAGE)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -160,6 +163,8 @@ def main() -> None:
             op = nodes[0].op_type if nodes else "(no model)"
             if "_expanded" in case.name:
                 op = "(functions, expanded)"
+            if options.transformers and op not in TRANSFORMERS:
+                continue
             if is_foreign(case):
                 foreign[op] += 1
                 continue

@@ -44,6 +44,7 @@ def fuse(
     dims: Mapping[str, int] | None = None,
     prefill_memory: int = PREFILL_MEMORY,
     verify: bool = True,
+    exact: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Any:
     """`model` as one native function on this machine's CPU.
@@ -59,7 +60,8 @@ def fuse(
     graph with the dequantised weights). `threads`: default all that this process may use.
 
     With `verify` the emitted source is proved to compute the captured graph; the result's
-    `certificate` says "proved", or "unknown" with the reason. Without, it is None.
+    `certificate` says "proved", or "unknown" with the reason. Without, it is None. With `exact` the
+    whole kernel is run in a finite field beside the graph as well, up to 8 million weights.
 
     Raises CaptureError, MissingRuleError, QuireError (no compiler), or RefutedError.
     """
@@ -84,7 +86,7 @@ def fuse(
         progress("planning phases", 0, 0)
         longest = {s.name: max_batch for s in step.program.symbols}
         plan = compile_program(step.program, scheme, type(model).__name__, longest)
-        certificate = certified(plan, progress) if verify else None
+        certificate = certified(plan, progress, exact) if verify else None
         progress("compiling C++", 0, 0)
         kernel = NativeKernel(plan, threads=threads)
         # transformers is optional; whoever holds such a model has it.
@@ -106,7 +108,7 @@ def fuse(
             )
     progress("planning phases", 0, 0)
     plan = compile_program(program, scheme, type(model).__name__)
-    certificate = certified(plan, progress) if verify else None
+    certificate = certified(plan, progress, exact) if verify else None
     progress("compiling C++", 0, 0)
     return Fused(program, NativeKernel(plan, threads=threads), certificate)
 
@@ -123,17 +125,22 @@ def tables_of(plan: KernelPlan) -> Tables:
         longest={str(s): n for s, n in plan.most.items()},
         origin=plan.lowered.origin,
         private=rendered.private,
+        holds=plan.lowered.holds,
     )
 
 
-def certified(plan: KernelPlan, progress: Progress = lambda *_: None) -> Certificate:
-    """The certificate of a kernel. Raises RefutedError."""
+def certified(
+    plan: KernelPlan, progress: Progress = lambda *_: None, exact: bool = False
+) -> Certificate:
+    """The certificate of a kernel. Raises RefutedError, with a script that fails when run if a
+    call that differs was found."""
     progress("proving", 0, 0)
-    found = prove_kernel(plan.program, plan.source, tables_of(plan))
+    found = prove_kernel(plan.program, plan.source, tables_of(plan), exact=exact)
     if found.verdict == "refuted":
         raise RefutedError(
             f"the kernel does not compute the model: {found.reason}",
             certificate=found,
+            witness=next((c.rule for c in found.claims if c.kind == "witness"), ""),
             fix="this is a fault of Quire's: please report it; quire.chunk does not need kernels",
         )
     return found

@@ -176,3 +176,31 @@ def test_a_missing_rule_names_op_and_place():
 def test_a_module_without_inputs_is_refused():
     with pytest.raises(CaptureError, match="no arguments"):
         quire.fuse(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_attention_over_inputs_of_half_precision(dtype):
+    class Attention(nn.Module):
+        def forward(self, q, k, v):
+            return nn.functional.scaled_dot_product_attention(q, k, v)
+
+    inputs = [
+        torch.randn(1, 2, 5, 16, generator=torch.Generator().manual_seed(k)) for k in range(3)
+    ]
+    want = Attention()(*inputs)
+    inputs = [x.to(dtype) for x in inputs]
+    fast = quire.fuse(Attention(), tuple(inputs))
+    assert fast.certificate.verdict == "proved", fast.certificate.reason
+    torch.testing.assert_close(fast(*inputs).float(), want, rtol=0.02, atol=0.02)
+
+
+def test_tensors_without_elements():
+    class Cut(nn.Module):
+        def forward(self, x):
+            return x[:, 6:] * 2, x.tril()
+
+    x = torch.randn(3, 6)
+    fast = quire.fuse(Cut(), (x,))
+    cut, lower = fast(x)
+    assert cut.shape == (3, 0)
+    torch.testing.assert_close(lower, x.tril())

@@ -123,3 +123,33 @@ def test_functions_of_the_standard_stand_in_for_rules(tmp_path):
     (want,) = ReferenceEvaluator(model).run(None, {"x": x, "labels": labels})
     got = quire.fuse(tmp_path / "loss.onnx")(torch.from_numpy(x), torch.from_numpy(labels))
     assert np.abs(got.numpy() - want).max() < 1e-5
+
+
+def test_graphs_without_inputs(tmp_path):
+    values = [numpy_helper.from_array(np.array(v, np.float32), k) for k, v in
+              (("start", 1.0), ("limit", 9.0), ("by", 2.5))]  # fmt: skip
+    nodes = [
+        helper.make_node("Range", ["start", "limit", "by"], ["steps"]),
+        helper.make_node("Shape", ["steps"], ["count"]),
+    ]
+    outs = [
+        helper.make_tensor_value_info("steps", TensorProto.FLOAT, [4]),
+        helper.make_tensor_value_info("count", TensorProto.INT64, [1]),
+    ]
+    graph = helper.make_graph(nodes, "constant", [], outs, values)
+    onnx.save(helper.make_model(graph), tmp_path / "constant.onnx")
+    steps, count = quire.fuse(tmp_path / "constant.onnx")()
+    assert steps.tolist() == [1.0, 3.5, 6.0, 8.5]
+    assert count.tolist() == [4]
+
+
+def test_a_remainder_by_infinity(tmp_path):
+    node = helper.make_node("Mod", ["x", "y"], ["z"])
+    value = [helper.make_tensor_value_info(k, TensorProto.FLOAT, [6]) for k in "xyz"]
+    graph = helper.make_graph([node], "mod", value[:2], value[2:])
+    onnx.save(helper.make_model(graph), tmp_path / "mod.onnx")
+    x = np.array([3, -1, 3, -1, 7, np.inf], np.float32)
+    y = np.array([np.inf, -np.inf, -np.inf, np.inf, 4, np.inf], np.float32)
+    got = quire.fuse(tmp_path / "mod.onnx")(torch.from_numpy(x), torch.from_numpy(y))
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(got.numpy(), np.mod(x, y))

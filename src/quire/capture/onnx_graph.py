@@ -54,7 +54,7 @@ def import_onnx(file: Path | onnx.ModelProto, dims: Mapping[str, int] | None = N
 
 def _exported(module: OnnxModule, args: Sequence[Any], dynamic: Any) -> ExportedProgram:
     try:
-        return export(module, args, None, (dynamic,))
+        return export(module, args, None, (dynamic,) if args else None)
     except CaptureError as error:
         if isinstance(error.__cause__, CaptureError):
             raise error.__cause__ from None
@@ -149,8 +149,10 @@ class OnnxModule(nn.Module):
             dtype = torch.int64 if whole else torch.float32
             parts = [torch.full((), x, dtype=dtype) for x in value.flat]
             return (torch.stack(parts) if parts else torch.zeros(0)).reshape(value.shape)
-        made = to_torch(value)
-        return torch.tensor(made.tolist(), dtype=made.dtype).reshape(made.shape)
+        # Not by way of a tensor: under torch.export that one would be traced.
+        dtype = DTYPES[onnx.helper.np_dtype_to_tensor_dtype(value.dtype)]
+        plain = value.astype(np.float64) if dtype.is_floating_point else value
+        return torch.tensor(plain.tolist(), dtype=dtype).reshape(value.shape)
 
     def _run(self, steps: Sequence[_Step], values: dict[str, Any]) -> None:
         for step in steps:

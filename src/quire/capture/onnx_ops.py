@@ -48,7 +48,11 @@ def div(n: Node, a: Tensor, b: Tensor) -> Tensor:
 def mod(n: Node, a: Tensor, b: Tensor) -> Tensor:
     if n.get("fmod", 0):
         return a - b * torch.trunc(a / b) if a.is_floating_point() else _fmod(a, b)
-    return torch.remainder(a, b)
+    if not a.is_floating_point():
+        return torch.remainder(a, b)
+    # By an infinity: what is of its sign stays, and what is not gives the infinity.
+    endless = torch.where((a * b < 0) & (a.abs() < math.inf), b, a + (a - a))
+    return torch.where(b.abs() == math.inf, endless, torch.remainder(a, b))
 
 
 def _fmod(a: Tensor, b: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def cost(nest: AnyNest, axes: Sequence[Var]) -> int:
 def segments_of(members: list[Member], ids: list[Any], group: Any, counts: Any) -> list[Segment]:
     """The units `group`, each with `counts[m]` elements of member m, as segments."""
     present = [k for k, n in enumerate(counts) if n]
-    place = np.full(int(max(i.max() for i in ids)) + 1, -1)
+    place = np.full(int(max(i.max(initial=-1) for i in ids)) + 1, -1)
     place[group] = np.arange(len(group))
     tables = []
     for k in present:

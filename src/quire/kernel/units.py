@@ -176,7 +176,7 @@ def _narrow(member: Member) -> Member:
     shape = tuple(int(a.size) for a in member.axes)
     labels = member.labels.reshape(shape)
     axes = list(member.axes)
-    if weights_of(member.nest) is None:
+    if weights_of(member.nest) is None and labels.size:
         for k in range(len(axes) - 1, -1, -1):
             first = np.take(labels, [0], axis=k)
             if (labels == first).all() and shape[k] > 1:

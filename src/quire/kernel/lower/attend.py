@@ -69,6 +69,8 @@ def attend(low: Any, e: Fold, axes: Sequence[Var]) -> Buffer | None:
         return None
     rows = tuple(v for v in axes if v is not wide[0])
     query = low.side_by_side(a, (inner,), rows)
+    if isinstance(query, Read) and query.buffer.dtype != torch.float32:
+        query = low.kept(a, [*(v for v in rows if v != inner), inner], copy=True)
     keys = low.side_by_side(b, (inner,), (*rows, key))
     score = rewrite(score, lambda x: Call(DOT, ()) if x == dots[0] else None, ix.call)
     live, score = masked(score)

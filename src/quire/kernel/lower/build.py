@@ -74,6 +74,8 @@ class Lowered:
     outputs: tuple[Buffer, ...]
     origin: Mapping[str, str]
     """For each buffer computed, the node it was made for and its place in the model."""
+    holds: Mapping[str, str]
+    """The first node that shows a buffer's elements as they are, by the buffer's name."""
 
 
 def lower(program: Program, scheme: str = "") -> Lowered:
@@ -89,6 +91,7 @@ class _Builder(Store):
         super().__init__(program, scheme)
         self._values: dict[fx.Node, Any] = {}
         self._renames: dict[Buffer, Buffer] = {}
+        self._holds: dict[str, str] = {}
 
     def tensor(self, value: Any) -> Tensor:
         if isinstance(value, Operand):
@@ -113,6 +116,8 @@ class _Builder(Store):
             outs = made if isinstance(made, tuple) else (made,)
             outs = tuple(self._decide(node, t) for t in outs)
             self._values[node] = outs if isinstance(made, tuple) else outs[0]
+            if not isinstance(made, tuple):
+                self._note(node, outs[0])
         for node, value in self.program.writes.items():
             self._write_back(node, value)
         outputs = tuple(
@@ -121,8 +126,15 @@ class _Builder(Store):
             if isinstance(node, fx.Node) and node in self.program.infos
         )
         return Lowered(
-            tuple(prune(self.nests)), tuple(b for b in inputs if b), outputs, self._origin
-        )
+            tuple(prune(self.nests)), tuple(b for b in inputs if b), outputs, self._origin,
+            self._holds,
+        )  # fmt: skip
+
+    def _note(self, node: fx.Node, value: Tensor) -> None:
+        _, index = self._axes(value.shape)
+        e = value.at(index)
+        if isinstance(e, Read) and e.buffer.role == "temp":
+            self._holds.setdefault(e.buffer.name, node.name)
 
     def _rule(self, op: Op) -> Any:
         function = RULES.get(op.target)

@@ -7,7 +7,7 @@ of a choice are evaluated, each with its condition as a premise for what lies wi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import attrs
@@ -30,6 +30,7 @@ from quire.verify.kernel.source import (
 from quire.verify.poly import ONE, ZERO, Poly, atom_of, bound, poly, single, variable
 from quire.verify.same import same
 from quire.verify.term import Term
+from quire.verify.term.core import flat
 from quire.verify.value import NoMeaning, NotShown, as_bool, as_int, as_real
 
 Env = Mapping[str, Any]
@@ -363,6 +364,16 @@ def shift_is_largest(x: Term) -> None:
             continue
         n, body = m.args[0], m.args[1]
         own, rest = atom_of(bound(m.height, n)), t.add((1, x), (1, m))
-        within = (poly(i) for i in rest.free if prove(poly(i)) and prove(n - 1 - poly(i)))
+        near = {poly(i): None for i in rest.free} | dict.fromkeys(_places(rest))
+        within = (i for i in near if prove(i) and prove(n - 1 - i))
         if not any(same(t.substitute(body, {own: i}), rest) for i in within):
             raise NotShown(f"the largest subtracted in exp({t.show(x, 3)}) is of other values")
+
+
+def _places(x: Term) -> Iterator[Poly]:
+    """The indices at which `x` reads tensors."""
+    if x.op == "read":
+        yield from x.args[1]
+    for a in flat(x.args):
+        if isinstance(a, Term):
+            yield from _places(a)

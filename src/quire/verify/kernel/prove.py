@@ -12,6 +12,7 @@ from quire.verify.certificate import Certificate, program_hash
 from quire.verify.check import versions
 from quire.verify.claims import Claim, Verdict
 from quire.verify.decide import Premises
+from quire.verify.exact import ExactRun
 from quire.verify.kernel.again import Again
 from quire.verify.kernel.content import decode
 from quire.verify.kernel.cover import Wrong
@@ -19,12 +20,15 @@ from quire.verify.kernel.evaluate import Env, premises_of
 from quire.verify.kernel.match import Graph, assume_ranges
 from quire.verify.kernel.memory import Epoch
 from quire.verify.kernel.phase import Collector
+from quire.verify.kernel.run.exact import exact_kernel
+from quire.verify.kernel.run.witness import search
 from quire.verify.kernel.script import CallOf, epochs
 from quire.verify.kernel.source import Apply, Do, Expr, If, Let, Statement, functions
 from quire.verify.kernel.state import State
 from quire.verify.kernel.tables import Tables
 from quire.verify.poly import ONE, atom_of, poly, product
-from quire.verify.prove import claims_of, reset
+from quire.verify.prove import claims_of, ran, reset
+from quire.verify.rounding import statements
 from quire.verify.sizes import Sizes
 from quire.verify.steps import Step
 from quire.verify.term.core import RANGES
@@ -41,10 +45,14 @@ def prove_kernel(
     solvers: tuple[str, ...] = ("z3",),
     seconds: float = 10.0,
     limit: float = 300.0,
+    exact: bool = False,
+    witness: bool = True,
 ) -> Certificate:
     """A certificate that `source`, run with `tables`, computes what `program` does: for all inputs
     and all lengths up to `tables.longest`, for any number of workers. `seconds` are a solver's for
-    one text, `limit` those of the whole search: what takes longer is unknown."""
+    one text, `limit` those of the whole search: what takes longer is unknown. With `exact` both are
+    run in a finite field as well; with `witness` a run that differs is sought where there is no
+    proof, and refutes."""
     start = time.perf_counter()
     reset()
     log, conditions = decide.Log(), {}
@@ -53,8 +61,11 @@ def prove_kernel(
     RANGES.clear()
     reason, claims, steps = "", {}, []
     verdict: Verdict = "proved"
+    ranges: dict[str, tuple[int, int]] = {}
     try:
-        state = State(_graph(program, tables), tables, limit)
+        graph = _graph(program, tables)
+        ranges.update(RANGES)
+        state = State(graph, tables, limit)
         steps = _run(state, source, tables)
         claims = state.claims
     except Wrong as error:
@@ -74,16 +85,44 @@ def prove_kernel(
     if not reason:
         open_ = [c for c in made if c.verdict != "proved"]
         reason = f"{open_[0].id}: {open_[0].reason}" if open_ else ""
-    if verdict == "refuted":
-        made += (Claim("w", "witness", reason, "found", verdict="refuted", reason=reason),)
+    found = search(program, source, tables, ranges) if reason and witness else None
+    if found is not None or verdict == "refuted":
+        how = "found" if found is None else found.script
+        reason = reason if found is None else f"{found.found}; {reason}"
+        verdict = "refuted"
+        made += (Claim("w", "witness", reason, how, verdict="refuted", reason=reason),)
     elif reason:
         verdict = "unknown"
+    if exact:
+        made, verdict, reason = _ran(
+            exact_kernel(program, source, tables, ranges), made, verdict, reason
+        )
     used = {name: versions()[name] for name in solvers}
-    ranges = tuple((str(s.name), s.lo, tables.longest[str(s.name)]) for s in program.symbols)
+    sizes = tuple((str(s.name), s.lo, tables.longest[str(s.name)]) for s in program.symbols)
     return Certificate(
-        verdict, reason, program_hash(program), tables.text(), source,
-        made, used, sizes=ranges, seconds=round(time.perf_counter() - start, 3), over=OVER,
+        verdict, reason, program_hash(program), tables.text(), source, made, used,
+        rounding=rounding(program), sizes=sizes,
+        seconds=round(time.perf_counter() - start, 3), over=OVER,
     )  # fmt: skip
+
+
+def rounding(program: Program) -> tuple[tuple[str, str], ...]:
+    """What is said of each output's rounding: sums are in another order than torch's."""
+    try:
+        return statements(program, same=False)
+    except NoMeaning as error:
+        return (("outputs", f"no bound: {error}"),)
+
+
+def _ran(
+    run: ExactRun, claims: tuple[Claim, ...], verdict: Verdict, reason: str
+) -> tuple[tuple[Claim, ...], Verdict, str]:
+    """The claims with an exact run's. One that differs refutes where nothing was proved; beside a
+    proof it makes the verdict unknown."""
+    claims, now, why = ran(run, claims, verdict, reason)
+    if now == "refuted" and verdict == "proved":
+        now = "unknown"
+    return claims, now, why
 
 
 def _graph(program: Program, tables: Tables) -> Graph:

@@ -310,7 +310,7 @@ class State:
         found = [
             (f"output {k}", "it is not written")
             for k, node in enumerate(program.outputs)
-            if node in program.infos and k not in made
+            if node in program.infos and k not in made and 0 not in program.info(node).shape
         ]
         changed = {i: n for i, n in program.writes.items()}
         for node, value in changed.items():

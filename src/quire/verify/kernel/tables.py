@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
+import sympy
+import torch
 
 from quire.kernel.ir import Buffer
 
@@ -16,7 +19,8 @@ class Tables:
     of `arena` bytes, by buffer name. `repeats`: how often each loop runs. `scratch`: bytes of each
     worker. `longest`: the largest value of each length, by name, that buffers are made for.
     Hints of what to compare with: `origin`, for each buffer the node it was made for; `private`,
-    for each call of a phase the buffers that its scratch arrays stand for."""
+    for each call of a phase the buffers that its scratch arrays stand for; `holds`, for a buffer
+    the first node that is said to show its elements as they are."""
 
     slots: tuple[Buffer, ...]
     offsets: Mapping[str, int]
@@ -26,6 +30,7 @@ class Tables:
     longest: Mapping[str, int]
     origin: Mapping[str, str]
     private: tuple[tuple[str, ...], ...] = ()
+    holds: Mapping[str, str] = attrs.field(factory=dict)
 
     def text(self) -> str:
         """As JSON, for the certificate."""
@@ -39,3 +44,24 @@ class Tables:
             "repeats": list(self.repeats), "scratch": self.scratch, "longest": dict(self.longest),
         }  # fmt: skip
         return json.dumps(body, sort_keys=True)
+
+    @classmethod
+    def parse(cls, text: str) -> Tables:
+        """What `text` wrote, without the hints."""
+        body = json.loads(text)
+
+        def size(x: str) -> Any:
+            return int(x) if x.isdigit() else sympy.sympify(x)
+
+        slots = tuple(
+            Buffer(
+                name, tuple(size(s) for s in shape), getattr(torch, dtype.removeprefix("torch.")),
+                role, target, None if stride is None else tuple(size(s) for s in stride),
+                tuple(order), scheme,
+            )
+            for name, role, target, shape, dtype, stride, order, scheme in body["slots"]
+        )  # fmt: skip
+        return cls(
+            slots, body["offsets"], body["arena"], tuple(body["repeats"]), body["scratch"],
+            body["longest"], {},
+        )  # fmt: skip
