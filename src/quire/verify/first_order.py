@@ -112,7 +112,8 @@ def bounds(
     function = _only(program, wanted, order)
     tensors = [values.get(n) for n in order if n in values]
     with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        flat = make_fx(function, get_decompositions(_TAKEN_APART))(*tensors)
+        parts: Any = get_decompositions(_TAKEN_APART)
+        flat = make_fx(function, parts)(*tensors)
     run = _Perturbed(flat)
     out = run.run(*tensors)
     if not isinstance(out, Tensor) or not out.is_floating_point():
@@ -121,12 +122,12 @@ def bounds(
     zeros = [z for z, _ in run.errors]
     for place in places:
         slopes = torch.autograd.grad(out[place], zeros, retain_graph=True, allow_unused=True)
-        parts = [
+        each = [
             float((g.abs().double() * room.double()).sum())
             for g, (_, room) in zip(slopes, run.errors, strict=True)
             if g is not None
         ]
-        found.append(sum(parts))
+        found.append(sum(each))
     return found
 
 
