@@ -164,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("families", nargs="*", choices=CONFIGS, metavar="family")
+    parser.add_argument("families", nargs="*", metavar="family", help=", ".join(CONFIGS))
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--threads", type=int, default=2, help="of eager")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -174,6 +174,9 @@ def main() -> None:
         return
     rows = []
     names = list(CONFIGS) if given.all else given.families
+    unknown = sorted(set(names) - set(CONFIGS))
+    if unknown:
+        parser.error(f"no family {', '.join(unknown)}: there are {', '.join(CONFIGS)}")
     items = [{"key": name, "family": name, "threads": given.threads} for name in names]
     for row in workers.answers("benchmarks.families", items):
         rows.append(row)

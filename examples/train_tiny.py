@@ -4,7 +4,8 @@ and from a C program that links the fused kernel.
     python examples/train_tiny.py [--steps 300] [--out FOLDER]
 
 The text is made here: sums in words ("two plus three is five."). A Llama of two layers learns it
-in about a minute on a laptop; what it says is then right arithmetic, and the same three times.
+in about a minute on a laptop; what it says is then sums, not all of them right, and the same three
+times.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def main() -> None:
             continue
         kind, source, tables = found
         told += 1
-        result = prove_kernel(plans[name].program, source, tables)
+        result = prove_kernel(plans[name].program, source, tables, witness=False)
         counts[f"{kind}: {result.verdict}"] += 1
         if result.verdict == "proved":
             accepted += 1

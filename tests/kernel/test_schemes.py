@@ -33,3 +33,14 @@ def test_equals_the_dequantised_graph(name, scheme):
     eager = (own.double() - want).abs().max().item()
     ours = (got.double() - want).abs().max().item()
     assert ours <= 2 * eager + 2**-22 * got.abs().max().item()
+
+
+def test_copied_weights_lie_in_one_block_in_the_order_they_are_read():
+    _, _, kernel = kernel_of("llama", scheme="int8", tie_word_embeddings=False)
+    order = [b for row in kernel.plan.rendered.slots for b in row if b.role == "state"]
+    copied = {b.target: kernel.weight(b) for b in order if b.scheme or b.order}
+    ends = 0
+    for weight in copied.values():
+        assert ends <= weight.data_ptr() < ends + 64 or not ends
+        ends = weight.data_ptr() + weight.numel() * weight.element_size()
+    assert kernel.packed_bytes == sum(w.numel() * w.element_size() for w in copied.values())

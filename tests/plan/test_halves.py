@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 import quire
 from quire.apply.halves import halve
@@ -101,5 +102,17 @@ def test_an_attention_is_no_such_update() -> None:
     assert own_products(in_stages(model, x)[2]) == []
 
 
-def test_an_odd_state_is_left_alone(pair: tuple[nn.Module, Tensor]) -> None:
-    assert own_products(in_stages(pair[0], torch.randn(1, 95, 95, 16))[2]) == []
+def test_an_odd_state_has_halves_of_two_lengths(pair: tuple[nn.Module, Tensor]) -> None:
+    x = torch.randn(1, 33, 33, 16)
+    _, stages, model = in_stages(pair[0], x)
+    halves = halve(stages, own_products(model))
+    check_equal(stages, halves, x)
+    stretches = [(c["start"], c["end"]) for c in calls(halves, aten.slice_scatter.default)]
+    assert stretches == 2 * [(0, 17), (17, 33)]
+
+
+def test_any_length_is_left_alone(pair: tuple[nn.Module, Tensor]) -> None:
+    length = Dim("length", min=2, max=64)
+    shapes = {"z": {1: length, 2: length}}
+    captured = from_exported(export(pair[0], (torch.randn(1, 33, 33, 16),), None, shapes))
+    assert not any(v.last for v in Planning(captured).variants())

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from quire.apply.unroll import Unit
+from quire.apply.unroll import Units
 from quire.capture.program import Program
 from quire.flow.propagate import Spread, reads_of
 from quire.rewrite.draft import Draft
@@ -52,7 +52,9 @@ class _Halved:
         self.needs = list(reads_of(axis, inner.cuts[product]))
         write, need = axis.writes[0], inner.pending[state][0][1].need
         assert write is not None and need is not None
-        self.side, self.dim, self.length = write.dim, need.dim, need.scale
+        self.side, self.dim = write.dim, need.dim
+        size = int(outer.size)
+        self.halves = range((size + 1) // 2), range((size + 1) // 2, size)
 
     def run(self) -> None:
         z = self.draft.new[self.state]
@@ -67,10 +69,10 @@ class _Halved:
         self.draft.supplant(self.at, new)
         self.draft.new[self.outer.seed] = new
 
-    def _unit(self, spread: Spread, half: int, z: fx.Node) -> Unit:
-        return Unit(self.draft, spread, half, self.at, {self.state: z})
+    def _unit(self, spread: Spread, half: int, z: fx.Node) -> Units:
+        return Units(self.draft, spread, self.halves[half], self.at, {self.state: z})
 
-    def _left(self, half: int, z: fx.Node) -> Unit:
+    def _left(self, half: int, z: fx.Node) -> Units:
         """The side that is read by part, for rows of one half; its product is still to come."""
         unit = self._unit(self.outer, half, z)
         cut = self.outer.cuts[self.product.node]
@@ -80,7 +82,7 @@ class _Halved:
                 unit.instead[operand.node] = unit.read(operand.node, need)
         return unit
 
-    def _right(self, half: int, z: fx.Node) -> Unit:
+    def _right(self, half: int, z: fx.Node) -> Units:
         """The side that is read whole, one half of it."""
         unit = self._unit(self.inner, half, z)
         for operand, need in zip(self.product.operands, self.needs, strict=True):
@@ -88,18 +90,18 @@ class _Halved:
                 unit.read(operand.node, need)
         return unit
 
-    def _product(self, left: Unit, right: Unit) -> fx.Node:
+    def _product(self, left: Units, right: Units) -> fx.Node:
         """One half's rows times the other side's half."""
-        own = Unit(self.draft, self.inner, right.unit, self.at, {**right.instead, **left.instead})
+        own = Units(self.draft, self.inner, right.units, self.at, {**right.instead, **left.instead})
         own.made |= right.made
         return own.step(self.product.node)
 
-    def _replaced(self, z: fx.Node, half: int, left: Unit, parts: list[fx.Node]) -> fx.Node:
+    def _replaced(self, z: fx.Node, half: int, left: Units, parts: list[fx.Node]) -> fx.Node:
         """`z` with one half updated, from the two parts of its rows of the product."""
         left.made[self.product.node] = self.draft.call(
             aten.cat.default, (parts, self.side), at=self.at
         )
         rows = left.step(self.outer.seed)
-        start = half * self.length
-        args = (z, rows, self.dim, start, start + self.length)
+        units = self.halves[half]
+        args = (z, rows, self.dim, units.start, units.stop)
         return self.draft.call(aten.slice_scatter.default, args, at=self.at)

@@ -44,7 +44,7 @@ def _unroll(draft: Draft, spread: Spread) -> None:
             draft.new[o.node] for o in draft.program.ops[reader].operands if o.node != seed
         )
     for unit in range(int(spread.size)):
-        part = Unit(draft, spread, unit, old).step(seed)
+        part = Units(draft, spread, range(unit, unit + 1), old).step(seed)
         total = part if total is None else draft.call(aten.add.Tensor, (total, part), at=old)
     assert total is not None
     draft.replace(old, total)
@@ -61,19 +61,19 @@ def _added_to(program: Program, seed: fx.Node) -> fx.Node | None:
     return op.node if len(infos) == 2 and infos[0] == infos[1] == op.out else None
 
 
-class Unit:
-    """The calls that make one unit of a spread's seed, before the node `at`. `instead` are nodes
+class Units:
+    """The calls that make `units` of a spread's seed, before the node `at`. `instead` are nodes
     to read for others of the program that the spread does not make."""
 
     def __init__(
         self,
         draft: Draft,
         spread: Spread,
-        unit: int,
+        units: range,
         at: fx.Node,
         instead: Mapping[fx.Node, fx.Node] | None = None,
     ) -> None:
-        self.draft, self.spread, self.unit, self.at = draft, spread, unit, at
+        self.draft, self.spread, self.units, self.at = draft, spread, units, at
         self.instead = dict(instead or {})
         self.made: dict[Any, fx.Node] = {}
 
@@ -97,9 +97,9 @@ class Unit:
             for d, s in enumerate(op.out.shape)
         ]
         changed: dict[str, Any] = {}
-        first = axis.init is not None and self.unit == 0
+        first = axis.init is not None and self.units.start == 0
         if axis.edit is not None and not first:
-            changed |= axis.edit(Part(op, self.unit, self.unit + 1, (tuple(shape),)))
+            changed |= axis.edit(Part(op, self.units.start, self.units.stop, (tuple(shape),)))
         elif op.is_view and isinstance(op.get("size"), list):
             changed["size"] = shape
         count = iter(range(len(op.operands)))
@@ -135,7 +135,7 @@ class Unit:
     def _length(self, need: Span) -> Any:
         if need.lo != 0 or need.hi != 0 or need.outer != 1:
             raise Refused(f"parts of {need}")
-        return need.scale
+        return need.scale * len(self.units)
 
     def _outside(self, node: fx.Node) -> fx.Node:
         return self.instead[node] if node in self.instead else self.draft.new[node]
@@ -148,7 +148,7 @@ class Unit:
             return self._outside(node)
         if base not in self.spread.cuts:
             length = self._length(need)
-            start = length * self.unit
+            start = need.scale * self.units.start
             key = (node, need.dim, start)
             if key not in self.made:
                 args = (self._outside(node), need.dim, start, start + length)

@@ -18,7 +18,7 @@ REACH = 96
 """Steps that an update may take."""
 
 Update = tuple[fx.Node, Spread, Spread]
-"""The state; how a half of the new state spreads to it; how the product's other side does."""
+"""The state; how rows of the new state spread to it; how the product's other side does."""
 
 
 def own_products(model: Model) -> list[Update]:
@@ -39,10 +39,10 @@ def _update(model: Model, product: fx.Node) -> Update | None:
         for state in storage.program.ops[seed].operands:
             if model.infos.get(state.node) != model.infos[seed]:
                 continue
-            for axis in _halved(storage, seed):
+            for axis in _split(storage, seed):
                 outer = _grown(storage, seed, axis, product)
                 if outer and _only(outer, state.node) and (side := _read_whole(outer, product)):
-                    for other in _halved(storage, product):
+                    for other in _split(storage, product):
                         inner = _grown(storage, product, other, side)
                         if inner and _only(inner, state.node, _dim(outer, state.node)):
                             return state.node, outer, inner
@@ -56,15 +56,14 @@ def _read_whole(spread: Spread, product: fx.Node) -> fx.Node | None:
     return found[0] if len(found) == 1 else None
 
 
-def _halved(storage: Storage, step: fx.Node) -> list[int]:
+def _split(storage: Storage, step: fx.Node) -> list[int]:
     axes = enumerate(storage.flows[step].axes)
-    return [k for k, a in axes if a.join is Join.CONCAT and a.size >= 2 and a.size % 2 == 0]
+    return [k for k, a in axes if a.join is Join.CONCAT and a.size >= 2]
 
 
 def _grown(storage: Storage, seed: fx.Node, axis: int, reach: fx.Node) -> Spread | None:
-    """A half of `seed`'s axis, with all that it alone is made from; None if `reach` is not."""
-    size = int(storage.flows[seed].axes[axis].size)
-    spread = Spread(storage, seed, axis, size // 2)
+    """A part of `seed` with all that it alone is made from; None if `reach` is not of it."""
+    spread = Spread(storage, seed, axis)
     spread.grow(seed)
     at = storage.steps.index(seed)
     for step in reversed(storage.steps[max(0, at - REACH) : at]):
@@ -75,15 +74,16 @@ def _grown(storage: Storage, seed: fx.Node, axis: int, reach: fx.Node) -> Spread
 
 
 def _only(spread: Spread, state: fx.Node, dim: int | None = None) -> bool:
-    """Whether what is read of the state is one half of it (of `dim`, if given), the same in all
-    reads, and not through a view."""
+    """Whether rows of the state are read for as many rows of the seed, along one dim of a fixed
+    size (`dim`, if given), and not through a view."""
     asked = spread.pending.get(state, [])
     needs = {read.need for _, read in asked}
-    own = all(node is state for node, _ in asked)
-    if not own or len(needs) != 1 or (need := needs.pop()) is None:
+    if not all(node is state for node, _ in asked) or len(needs) != 1:
         return False
-    half = 2 * int(need.scale) == int(spread.storage.program.infos[state][0].shape[need.dim])
-    return half and need == span(need.dim, scale=need.scale) and dim in (None, need.dim)
+    (need,) = needs
+    if need is None or need != span(need.dim) or dim not in (None, need.dim):
+        return False
+    return spread.storage.program.infos[state][0].shape[need.dim] == spread.size
 
 
 def _dim(spread: Spread, state: fx.Node) -> int:

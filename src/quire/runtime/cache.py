@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from quire.capture.decode import DecodeStep
 from quire.errors import InputError
+from quire.runtime import pages
 
 
 class SlotLayer(CacheLayerMixin):
@@ -61,12 +62,13 @@ class SlotCache(Cache):
     """
 
     def __init__(self, step: DecodeStep, rows: int, sliding: tuple[bool, ...]) -> None:
-        layers = [
-            SlotLayer(
-                torch.zeros(rows, *k, dtype=step.dtype), torch.zeros(rows, *v, dtype=step.dtype), s
-            )
-            for k, v, s in zip(step.key_shapes, step.value_shapes, sliding, strict=True)
+        shapes = [
+            (rows, *x)
+            for pair in zip(step.key_shapes, step.value_shapes, strict=True)
+            for x in pair
         ]
+        held = iter(pages.tensors(shapes, step.dtype))
+        layers = [SlotLayer(next(held), next(held), s) for s in sliding]
         super().__init__(layers=list(layers))
         self.max_length = step.max_length
         self.lengths: torch.Tensor | None = None

@@ -1,10 +1,11 @@
-"""Memory in large pages where the system grants them: weights then stream with fewer misses of the
-page table's cache (k = 576 on two cores: 6 % faster)."""
+"""Memory in large pages where the system grants them: weights stream with fewer page walks."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
+from collections.abc import Sequence
 
 import torch
 
@@ -23,3 +24,14 @@ def allocate(size: int) -> torch.Tensor:
     whole = torch.frombuffer(room, dtype=torch.uint8)
     start = -whole.data_ptr() % LARGE
     return whole[start : start + size]
+
+
+def tensors(shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Zeros of these shapes side by side in one block, each at a multiple of 64 bytes."""
+    sizes = [math.prod(shape) * dtype.itemsize for shape in shapes]
+    room, at = allocate(sum(-(-n // 64) * 64 for n in sizes)), 0
+    made = []
+    for shape, size in zip(shapes, sizes, strict=True):
+        made.append(room[at : at + size].view(dtype).view(*shape))
+        at += -(-size // 64) * 64
+    return made

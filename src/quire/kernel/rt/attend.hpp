@@ -42,11 +42,14 @@ inline void scores(
         const auto load = [i, inner](auto p) { return load_part(p + i, inner - i); };
         add(load, load);
     }
-    for (int g = 0; g < G; ++g) {
-        float sums[4];
-        sum16(acc[g], sums);
-        for (int t = 0; t < N; ++t) s[g][j + t] = sums[t];
-    }
+    for (int g = 0; g < G; ++g)
+        if constexpr (N == 4) {
+            sum16(acc[g], s[g] + j);
+        } else {
+            float sums[4];
+            sum16(acc[g], sums);
+            for (int t = 0; t < N; ++t) s[g][j + t] = sums[t];
+        }
 }
 
 // exp_ of lanes that are 0, less, or NaN, to the same bits in half the instructions: no overflow,
@@ -90,16 +93,16 @@ inline void exponentials(float* part, float* s, index_t n) {
 }
 
 // part[g][2 + i + c] = Σ_j s[g][j] · value_j[i + c] for c < 16·T, `rest` of the last 16.
-template <int T, int G, class V, class Ahead>
+template <int T, int G, class V, class Bring>
 inline void weighted(
     float* const (&part)[G], const float (&s)[G][BLOCK_MAX], const V* values, index_t step,
-    index_t n, index_t i, index_t rest, Ahead ahead) {
+    index_t n, index_t i, index_t rest, Bring bring) {
     vec acc[G][T];
     for (int g = 0; g < G; ++g)
         for (int c = 0; c < T; ++c) acc[g][c] = vec{};
     for (index_t j = 0; j < n; ++j) {
         const V* value = values + j * step + i;
-        ahead(j);
+        bring(j);
         vec v[T];
         for (int c = 0; c < T; ++c)
             v[c] = rest == LANES ? load16(value + 16 * c) : load_part(value + 16 * c, rest);
@@ -121,6 +124,8 @@ inline void weighted(
         }
 }
 
+enum class Ahead { nothing, values, keys };  // keys: values too
+
 template <class T>
 inline void prefetch_row(const T* p, index_t n) {
     const char* c = reinterpret_cast<const char*>(p);
@@ -129,25 +134,25 @@ inline void prefetch_row(const T* p, index_t n) {
 
 // G queries over keys j0 <= j < j1, which are read once for all of them. Of each query,
 // part[0]: maximum, part[1]: Σ exp(s − max), part[2 …]: Σ exp(s − max) · value.
-// `score(g, j, q·k)` is the score, −inf where the key is not live. With `ahead`, values are brought
-// while keys are read, and while values are read the keys of the next block.
+// `score(g, j, q·k)` is the score, −inf where the key is not live. `ahead` says what to
+// bring: values while keys are read, and while values are read the keys of the next block.
 template <int G, class K, class V, class Score>
 inline void attend_block(
     float* const (&part)[G], const float* const (&q)[G], index_t inner, const K* keys,
     index_t key_step, const V* values, index_t value_step, index_t width, index_t j0, index_t j1,
-    Score score, bool ahead = false) {
+    Score score, Ahead ahead) {
     alignas(64) float s[G][BLOCK_MAX];
     const index_t n = j1 - j0;
     keys += j0 * key_step;
     values += j0 * value_step;
     index_t j = 0;
     for (; j + 4 <= n; j += 4) {
-        if (ahead)
+        if (ahead != Ahead::nothing)
             for (int t = 0; t < 4; ++t) prefetch_row(values + (j + t) * value_step, width);
         scores<4>(s, j, q, inner, keys + j * key_step, key_step);
     }
     for (; j < n; ++j) {
-        if (ahead) prefetch_row(values + j * value_step, width);
+        if (ahead != Ahead::nothing) prefetch_row(values + j * value_step, width);
         scores<1>(s, j, q, inner, keys + j * key_step, key_step);
     }
     for (int g = 0; g < G; ++g) {
@@ -158,7 +163,7 @@ inline void attend_block(
     const auto next = [&](index_t at) { prefetch_row(keys + (n + at) * key_step, inner); };
     index_t i = 0;
     for (; i + 16 * TILE <= width; i += 16 * TILE)
-        if (ahead && i == 0)
+        if (ahead == Ahead::keys && i == 0)
             weighted<TILE>(part, s, values, value_step, n, i, LANES, next);
         else
             weighted<TILE>(part, s, values, value_step, n, i, LANES, none);
@@ -171,7 +176,7 @@ template <class K, class V, class Score>
 inline void attend_queries(
     float* const* part, const float* const* q, int count, index_t inner, const K* keys,
     index_t key_step, const V* values, index_t value_step, index_t width, index_t j0, index_t j1,
-    Score score) {
+    Score score, Ahead ahead) {
     for (int g0 = 0; g0 < count;) {
         const auto run = [&](auto size) {
             constexpr int G = decltype(size)::value;
@@ -180,7 +185,8 @@ inline void attend_queries(
             for (int g = 0; g < G; ++g) out[g] = part[g0 + g], in[g] = q[g0 + g];
             attend_block<G>(
                 out, in, inner, keys, key_step, values, value_step, width, j0, j1,
-                [&](int g, index_t j, float d) { return score(g0 + g, j, d); }, g0 == 0);
+                [&](int g, index_t j, float d) { return score(g0 + g, j, d); },
+                g0 == 0 ? ahead : Ahead::nothing);
             g0 += G;
         };
         const int left = count - g0;

@@ -297,7 +297,8 @@ protected:
             }
             attend_queries(to, from, n, inner, keys + all.key, key_step, values + all.value,
                            value_step, width, all.lo, all.hi,
-                           [&](index_t k, index_t j, float d) { return score(u, g + k, j, d); });
+                           [&](index_t k, index_t j, float d) { return score(u, g + k, j, d); },
+                           hi(u, g) > all.hi ? Ahead::keys : Ahead::values);
             g += n;
         }
     }

@@ -32,10 +32,10 @@ struct fp16 {
     std::uint16_t bits;
 };
 
-// Weights in groups of 32 along the row with a scale each: 8.5 and 4.5 bits a weight. The scale of an
-// int8 group is a bf16. The nibble i < 16 of an int4 group holds weights i (low) and i + 16 (high),
-// offset by 8; its scale is the float that ends the group, whose lower half are the last values: so
-// a kernel that has no instruction to spare broadcasts it as it lies.
+// Weights in groups of 32 along the row with a scale each: 8.5 and 4.5 bits a weight. The scale of
+// an int8 group is a bf16. The nibble i < 16 of an int4 group holds weights i (low) and i + 16
+// (high), offset by 8; its scale is the float that ends the group, whose lower half are the last
+// values: so a kernel that has no instruction to spare broadcasts it as it lies.
 struct int8_group {
     static constexpr index_t size = 32;
     std::int8_t value[32];

@@ -63,7 +63,8 @@ inline vec load16(const bf16* p) {
     });
 #elif defined(__SSE2__)
     const auto* half = reinterpret_cast<const __m128i*>(p);
-    const __m128i zero = _mm_setzero_si128(), a = _mm_loadu_si128(half), b = _mm_loadu_si128(half + 1);
+    const __m128i zero = _mm_setzero_si128();
+    const __m128i a = _mm_loadu_si128(half), b = _mm_loadu_si128(half + 1);
     return {{(part)_mm_unpacklo_epi16(zero, a), (part)_mm_unpackhi_epi16(zero, a),
              (part)_mm_unpacklo_epi16(zero, b), (part)_mm_unpackhi_epi16(zero, b)}};
 #else
@@ -162,7 +163,8 @@ inline float max16(vec v) {
     float lane[LANES];
     store16(lane, v);
     for (int step = 8; step; step /= 2)
-        for (int i = 0; i < step; ++i) lane[i] = lane[i + step] > lane[i] ? lane[i + step] : lane[i];
+        for (int i = 0; i < step; ++i)
+            lane[i] = lane[i + step] > lane[i] ? lane[i + step] : lane[i];
     return lane[0];
 }
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
+
 from quire.capture.program import Program
 from quire.verify import decide, laws
 from quire.verify.certificate import Certificate, program_hash
@@ -117,12 +119,13 @@ def rounding(program: Program) -> tuple[tuple[str, str], ...]:
 def _ran(
     run: ExactRun, claims: tuple[Claim, ...], verdict: Verdict, reason: str
 ) -> tuple[tuple[Claim, ...], Verdict, str]:
-    """The claims with an exact run's. One that differs refutes where nothing was proved; beside a
-    proof it makes the verdict unknown."""
+    """The claims with an exact run's. One that differs is no refutation, since the field knows few
+    laws (none of log): it makes the verdict unknown."""
     claims, now, why = ran(run, claims, verdict, reason)
-    if now == "refuted" and verdict == "proved":
-        now = "unknown"
-    return claims, now, why
+    if now == "refuted" and verdict != "refuted":
+        last = attrs.evolve(claims[-1], verdict="unknown")
+        return (*claims[:-1], last), "unknown", f"{reason}; {why}" if reason else why
+    return claims, now, why if verdict != "refuted" else reason
 
 
 def _graph(program: Program, tables: Tables) -> Graph:

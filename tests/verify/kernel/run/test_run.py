@@ -125,3 +125,12 @@ def test_fuse_runs_exactly_when_asked() -> None:
     fast = quire.fuse(nn.Sequential(nn.Linear(8, 8), nn.SiLU()), (torch.randn(3, 8),), exact=True)
     assert fast.certificate.verdict == "proved"
     assert any(c.kind == "exact run" for c in fast.certificate.claims)
+
+
+def test_a_law_that_the_field_lacks_refutes_nothing() -> None:
+    model = nn.LogSoftmax(-1).eval()
+    plan = compile_program(from_exported(export(model, (torch.randn(3, 8),)), writes=True))
+    found = prove_kernel(plan.program, plan.source, tables_of(plan), exact=True)
+    assert found.verdict != "refuted"
+    (claim,) = [c for c in found.claims if c.kind == "exact run"]
+    assert claim.verdict != "refuted"
