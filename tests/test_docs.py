@@ -17,7 +17,8 @@ from quire import cli
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-WITH_COMMANDS = ["README.md", "docs/guide.md", "docs/proof.md"]
+WITH_COMMANDS = ["README.md", "docs/guide.md", "docs/proof.md", "docs/shard.md"]
+LAUNCHER = re.compile(r"^torchrun .*--no-python ")
 LINK = re.compile(r"\]\(([^)#\s]+)")
 
 
@@ -66,7 +67,7 @@ def test_the_commands_shown_exist(name: str) -> None:
     shown = [code for _, code in blocks(ROOT / name, "") if "quire " in code]
     assert shown
     for line in "".join(shown).replace("\n                   ", " ").splitlines():
-        words = line.split("#")[0].replace("[", " ").replace("]", " ").split()
+        words = LAUNCHER.sub("", line).split("#")[0].replace("[", " ").replace("]", " ").split()
         if not words or words[0] != "quire":
             continue
         known = {o for p in commands[words[1]].params for o in p.opts}
