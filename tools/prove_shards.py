@@ -11,12 +11,8 @@ from __future__ import annotations
 import sys
 import time
 
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from quire.capture.export import from_exported
-from quire.capture.training import export_training
-from quire.plan.shard.head import only_losses
+from benchmarks.scaling import MODELS, model
+from benchmarks.scaling import captured as program_of
 from quire.sharding import built, plan_shards, prove_built, topology_of
 
 MOST = 120.0
@@ -24,29 +20,14 @@ MOST = 120.0
 
 
 def main(ranks: int = 8, tokens: int = 1 << 17, layers: int = 32) -> int:
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=tokens,
-        tie_word_embeddings=False,
-        use_cache=False,
-    )
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16).train()
-        ids = torch.zeros(1, tokens, dtype=torch.int64)
+    llama, batch = model(MODELS["8 B"], tokens, layers)
     started = time.perf_counter()
-    program = only_losses(
-        from_exported(export_training(model, (), {"input_ids": ids, "labels": ids.clone()}))
-    )
+    program = program_of(llama, batch)
     captured = time.perf_counter()
     plan = plan_shards(program, ranks, topology_of("h100", "meta"), budget=80 * 10**9)
-    made = built(model, program, plan)
+    made = built(llama, program, plan)
     planned = time.perf_counter()
-    found = prove_built(model, made)
+    found = prove_built(llama, made)
     took = time.perf_counter() - planned
     print(
         f"{layers} layers, {tokens} tokens, {ranks} ranks, ops on rows in {plan.memory.parts} "

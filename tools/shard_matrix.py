@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.record import save
 from tests import test_sharding as case
-from tests.ranks import Ranks, mesh
-from tests.shard_models import FAMILIES, MORE, build
+from tests.ranks import Ranks
+from tests.shard_models import FAMILIES, MORE
 
 SIZE = 37
 EPS = torch.finfo(torch.bfloat16).eps
@@ -40,23 +40,6 @@ def errors(answers: list[dict[str, Any]], loss: torch.Tensor, grads: dict[str, A
         told = [n for n, g in grads.items() if g.norm() > 1e-4 * largest]
         of_one = max(of_one, *(float(off[n] / grads[n].norm()) for n in told))
     return [of_loss, of_one, of_all]
-
-
-def steps(way: str, count: int) -> list[float]:
-    """Losses of twenty steps of AdamW."""
-    model, batch = build("llama", SIZE)
-    key = ("llama", SIZE, False, torch.float32)
-    small = model if count == 1 else case._shard(model, batch, count, way, key)
-    assert count == 1 or mesh(count).size() == count
-    optimizer = torch.optim.AdamW(small.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(20):
-        optimizer.zero_grad()
-        loss = small(**batch).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 def main() -> int:
@@ -93,9 +76,9 @@ def main() -> int:
                             flush=True,
                         )
     if "--steps" in sys.argv:
-        alone_losses = steps("", 1)
+        alone_losses = case._steps(1)
         for way in case.WAYS:
-            for losses in ranks.run(steps, way=way, count=4)[:1]:
+            for losses in ranks.run(case._steps, ranks=4, ways=[way])[:1]:
                 off_by = max(abs(a - b) / b for a, b in zip(losses, alone_losses, strict=True))
                 rows.append({"key": f"20 steps, llama, 4 ranks, {way}", "loss": off_by,
                              "bound": 1e-4, "within": off_by <= 1e-4})  # fmt: skip

@@ -237,7 +237,8 @@ class Planning:
         return self._built(variant, planner, choices, None if memory is None else budget)
 
     def _fastest(self, room: int | None) -> tuple[list[Choice], Variant, ChunkPlanner] | None:
-        return self._best(self.planners(last=False), room) or self._best(self.planners(), room)
+        last = (planned for planned in self.planners() if planned[0].last)
+        return self._best(self.planners(last=False), room) or self._best(last, room)
 
     def _best(
         self, planned: Iterator[Planned], room: int | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,8 +76,8 @@ def test_both_directions_are_found_and_equal(pair: tuple[nn.Module, Tensor]) -> 
     assert len(calls(halves, aten.matmul.default)) == 4 * len(calls(stages, aten.matmul.default))
 
 
-def test_the_last_resort_reaches_lower_than_two_states_and_is_proved(
-    pair: tuple[nn.Module, Tensor],
+def test_the_last_resort_reaches_lower_than_two_states_is_proved_and_kept(
+    pair: tuple[nn.Module, Tensor], tmp_path: Path
 ) -> None:
     model, x = pair
     planning, *_ = in_stages(model, x)
@@ -87,6 +88,8 @@ def test_the_last_resort_reaches_lower_than_two_states_and_is_proved(
     assert small.certificate is not None and small.certificate.verdict == "proved"
     assert {r.join for r in small.plan.regions} >= {"within"}
     torch.testing.assert_close(small(x), model(x))
+    small.save(tmp_path / "small.pt2")
+    torch.testing.assert_close(quire.load(tmp_path / "small.pt2")(x), small(x))
 
 
 def test_it_is_not_planned_where_something_else_fits(pair: tuple[nn.Module, Tensor]) -> None:

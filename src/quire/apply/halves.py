@@ -7,8 +7,8 @@
     r   = a(z_B) · b_A
     z'  = z₁ with B replaced by z_B + f([r, a(z_B) · b(z_B)])
 
-Beside the state there are at most half of `b` and a quarter of the product: half of what the whole
-of `b` takes. `a` is computed twice, and half of `b`.
+Beside the state there are at most half of `b` and a quarter of the product, three quarters of what
+the whole of `b` takes. `a` is computed twice, and half of `b`.
 
 Side conditions: both spreads take in all that lies between state and product, and read halves of
 the state along one dim. Claim: equal, element by element in the same order of sums.

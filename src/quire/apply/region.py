@@ -197,8 +197,8 @@ class RegionEmitter(PartReader):
             self.lines += ["if a == 0:", f"    {out}.copy_({name}{scale})", "else:", f"    {fold}"]
             return
         own = self._axis(step).writes[0]
-        offset = own.lo if own is not None and self.spread.join is Join.WITHIN else 0
-        first, last = write.scale * A + offset, write.scale * B + offset
+        assert own is not None
+        first, last = write.scale * A + own.lo, write.scale * B + own.lo
         source = name
         if write.lo != 0 or write.hi != 0:
             start = self._made(step)[0]

@@ -30,28 +30,7 @@ class Function:
 
 
 @attrs.frozen(eq=False)
-class _Parts:
-    """Items of one function that run on some rows at a time."""
-
-    stretch: Stretch
-    items: tuple[Line | _Group, ...]
-
-    @cached_property
-    def own(self) -> frozenset[str]:
-        return frozenset(self.made)
-
-    @cached_property
-    def made(self) -> list[str]:
-        return _made(self.items)
-
-    @cached_property
-    def reads(self) -> list[str]:
-        return [n for i in self.items for n in i.reads]
-
-
-@attrs.frozen(eq=False)
-class _Group:
-    module: str
+class _Items:
     items: tuple[Line | _Group | _Parts, ...]
 
     @cached_property
@@ -67,6 +46,20 @@ class _Group:
         return [n for i in self.items for n in i.reads]
 
 
+@attrs.frozen(eq=False)
+class _Parts(_Items):
+    """Items of one function that run on some rows at a time."""
+
+    stretch: Stretch
+
+
+@attrs.frozen(eq=False)
+class _Group(_Items):
+    """Items of one module."""
+
+    module: str
+
+
 def _made(items: Sequence[Line | _Group | _Parts]) -> list[str]:
     return [n for i in items for n in ([i.name] if isinstance(i, Line) else i.made)]
 
@@ -74,7 +67,7 @@ def _made(items: Sequence[Line | _Group | _Parts]) -> list[str]:
 def functions(lines: Lines, names: Mapping[str, Sequence[str]]) -> tuple[Function, ...]:
     """`names` gives, for each parameter, buffer or constant, all its names in the module tree."""
     stretches = {n: one for one in lines.stretches for n in one.nodes}
-    root = _Group("", _grouped(lines.lines, "", stretches))
+    root = _Group(_grouped(lines.lines, "", stretches), "")
     writer = _Writer(lines, names)
     writer.write(root, list(lines.inputs), list(lines.outputs))
     if left := {one.nodes[0] for one in lines.stretches} - writer.in_parts:
@@ -97,7 +90,7 @@ def _grouped(
         end = at
         while end < len(lines) and _child(lines[end], module) == child:
             end += 1
-        items.append(_Group(child, _grouped(lines[at:end], child, stretches)))
+        items.append(_Group(_grouped(lines[at:end], child, stretches), child))
         at = end
     return tuple(_parted(items, module, stretches))
 
@@ -113,7 +106,7 @@ def _parted(
         if one is None:
             yield from run
         else:
-            yield _Parts(one, tuple(run))
+            yield _Parts(tuple(run), one)
 
 
 def _child(line: Line, module: str) -> str | None:

@@ -252,6 +252,18 @@ class Spread:
             self.pending.setdefault(base, []).append((operand.node, read))
         return True
 
+    def grow_alone(self, reach: int | None = None) -> None:
+        """Take in the seed and all that nothing outside the region reads, as far as the split goes:
+        of the last `reach` steps before the seed, if given."""
+        self.grow(self.seed)
+        at = self.storage.steps.index(self.seed)
+        first = 0 if reach is None else max(0, at - reach)
+        for step in reversed(self.storage.steps[first:at]):
+            readers = self.storage.readers.get(step, ())
+            alone = all(r in self.cuts for r in readers) and step not in self.storage.returned
+            if step in self.pending and alone and self.takes(step):
+                self.grow(step)
+
     def takes(self, step: fx.Node) -> bool:
         """Whether the split can pass `step`, which the region reads."""
         return self._cut(step, self.pending[step]) is not None

@@ -55,10 +55,5 @@ def _grown(storage: Storage, seed: fx.Node, index: int, grain: int) -> Spread | 
     if grain < 2 or size % grain or not 2 <= size // grain <= MOST:
         return None
     spread = Spread(storage, seed, index, grain)
-    spread.grow(seed)
-    for step in reversed(storage.steps[: storage.steps.index(seed)]):
-        readers = storage.readers.get(step, ())
-        inside = all(r in spread.cuts for r in readers) and step not in storage.returned
-        if step in spread.pending and inside and spread.takes(step):
-            spread.grow(step)
+    spread.grow_alone()
     return spread

@@ -64,12 +64,7 @@ def _split(storage: Storage, step: fx.Node) -> list[int]:
 def _grown(storage: Storage, seed: fx.Node, axis: int, reach: fx.Node) -> Spread | None:
     """A part of `seed` with all that it alone is made from; None if `reach` is not of it."""
     spread = Spread(storage, seed, axis)
-    spread.grow(seed)
-    at = storage.steps.index(seed)
-    for step in reversed(storage.steps[max(0, at - REACH) : at]):
-        inside = all(r in spread.cuts for r in storage.readers.get(step, ()))
-        if step in spread.pending and inside and spread.takes(step):
-            spread.grow(step)
+    spread.grow_alone(REACH)
     return spread if reach in spread.cuts else None
 
 

@@ -59,14 +59,7 @@ inline part exp_below(part x) {
     const part shifted = c * 1.44269504088896341f + 12582912.0f;
     const part n = shifted - 12582912.0f;
     const part r = (c - n * 0.693359375f) + n * 2.12194440e-4f;
-    part p = 1.9875691500e-4f - part{};
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const part y = p * (part)(((upart)shifted << 23) + 0x3f800000u);
+    const part y = exp_near_0(r) * (part)(((upart)shifted << 23) + 0x3f800000u);
     return x < least ? part{} : y;
 }
 inline vec exp_below(vec x) {

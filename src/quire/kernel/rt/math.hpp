@@ -9,6 +9,18 @@
 
 namespace quire {
 
+// exp(r) near 0, of a float or a vector (Cephes' expf).
+template <class T>
+inline T exp_near_0(T r) {
+    T p = 1.9875691500e-4f - T{};
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return p * r * r + r + 1.0f;
+}
+
 // Results below the least normal float are 0.
 // exp by x = n·ln 2 + r and a polynomial in r (Cephes' expf).
 inline float exp_(float x) {
@@ -17,13 +29,7 @@ inline float exp_(float x) {
     const float shifted = c * 1.44269504088896341f + 12582912.0f;  // 1.5·2^23 rounds
     const float n = shifted - 12582912.0f;
     const float r = (c - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    const float p = exp_near_0(r);
     // 2^n in two steps: n may be 128.
     const std::int32_t whole = std::int32_t(n), half = whole / 2;
     const float y = p * from_bits(std::uint32_t(half + 127) << 23) *

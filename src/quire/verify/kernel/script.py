@@ -17,15 +17,11 @@ from quire.verify.kernel.source import (
     Expr,
     For,
     If,
-    Lambda,
-    Let,
     Name,
     Number,
-    Return,
     Statement,
-    Unary,
+    walk,
 )
-from quire.verify.kernel.source import Choice as Choice_
 from quire.verify.value import NoMeaning
 
 LIMIT = 100_000
@@ -117,37 +113,4 @@ def epochs(functions: Mapping[str, Sequence[Statement]], counts: Sequence[int]) 
 
 def called(body: Sequence[Statement]) -> set[str]:
     """The names of all calls within statements."""
-    found: set[str] = set()
-
-    def look(x: object) -> None:
-        match x:
-            case Apply(what, args):
-                found.add(what)
-                for a in args:
-                    look(a)
-            case Lambda(_, inner):
-                for s in inner:
-                    look(s)
-            case Binary(_, a, b):
-                look(a)
-                look(b)
-            case Unary(_, a):
-                look(a)
-            case Choice_(c, a, b):
-                look(c)
-                look(a)
-                look(b)
-            case Let(_, value) | Return(value) | Do(value):
-                look(value)
-            case For(_, count, inner):
-                look(count)
-                for s in inner:
-                    look(s)
-            case If(c, yes, no):
-                look(c)
-                for s in (*yes, *no):
-                    look(s)
-
-    for s in body:
-        look(s)
-    return found
+    return {x.what for x in walk(tuple(body)) if isinstance(x, Apply)}

@@ -8,7 +8,8 @@ loops and branches on numbers that are the same for all workers.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import attrs
 
@@ -112,6 +113,18 @@ class If:
 
 
 Statement = Let | Table | Do | Return | For | If
+
+
+def walk(x: Any) -> Iterator[Any]:
+    """All statements and expressions in `x`, a tree or a tuple of them, outer ones first."""
+    if isinstance(x, tuple):
+        for y in x:
+            yield from walk(y)
+    elif attrs.has(type(x)):
+        yield x
+        for field in attrs.fields(type(x)):
+            yield from walk(getattr(x, field.name))
+
 
 _TOKENS = re.compile(
     r"\s+|(?P<number>(?:\d+\.\d*(?:e[-+]?\d+)?|\d+e[-+]?\d+|\d+)f?)|(?P<word>[A-Za-z_]\w*)"

@@ -35,6 +35,7 @@ from quire.verify.kernel.source import (
     Statement,
     Table,
     Unary,
+    walk,
 )
 
 Env = Mapping[str, Any]
@@ -338,44 +339,22 @@ def _divided(op: str, a: Any, b: Any) -> Any:
 def at_once(body: Sequence[Statement]) -> bool:
     """Whether a loop over `body` may run as tensors: one statement writes, and reads nothing that
     it writes."""
-    writes, reads = [0], set[str]()
-    written = set[str]()
-
-    def look(x: Any) -> None:
-        match x:
-            case Apply("q.load", (Name(word), at)):
-                reads.add(word)
-                look(at)
-            case Apply(what, args):
-                if what in WRITES:
-                    writes[0] += 1 if what == "q.store" or what not in CONTAINERS else 0
-                    where = [args[3]] if what == "q.attend" else [args[0]]
-                    written.update(w.word for w in where if isinstance(w, Name))
-                    if what == "q.dot":
-                        reads.update(a.word for a in (args[4], args[8]) if isinstance(a, Name))
-                    if what == "q.merge":
-                        reads.update(a.word for a in (args[3],) if isinstance(a, Name))
-                for a in args:
-                    look(a)
-            case Lambda(_, inner):
-                for s in inner:
-                    look(s)
-            case Binary(_, a, b):
-                look(a)
-                look(b)
-            case Unary(_, a) | Let(_, a) | Return(a) | Do(a):
-                look(a)
-            case Choice(c, a, b):
-                look(c)
-                look(a)
-                look(b)
-            case Item(_, at) if not isinstance(at, str):
-                look(at)
-
-    for s in body:
-        look(s)
-    return writes[0] == 1 and not reads & written
+    writes, reads, written = 0, list[Expr](), list[Expr]()
+    for x in walk(tuple(body)):
+        if not isinstance(x, Apply):
+            continue
+        reads += [x.args[k] for k in READS.get(x.what, ())]
+        if x.what in WRITES:
+            writes += x.what not in CONTAINERS
+            written.append(x.args[3 if x.what == "q.attend" else 0])
+    return writes == 1 and not _words(reads) & _words(written)
 
 
+def _words(of: Sequence[Expr]) -> set[str]:
+    return {x.word for x in of if isinstance(x, Name)}
+
+
+READS = {"q.load": (0,), "q.dot": (4, 8), "q.merge": (3,)}
+"""The arguments that are arrays it reads."""
 CONTAINERS = {"q.topk", "q.scan_sum", "q.scan_prod"}
 """Their stores are counted."""
