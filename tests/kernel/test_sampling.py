@@ -1,5 +1,7 @@
 """Tokens picked within the kernel: by the distribution that transformers' own warpers give."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TextStreamer
@@ -9,7 +11,7 @@ from quire.capture.pick import draws, pick
 from quire.errors import InputError, QuireError
 from tests.kernel.models import causal_lm
 
-IDS = torch.randint(1, 320, (2, 9), generator=torch.Generator().manual_seed(3))
+IDS: Any = torch.randint(1, 320, (2, 9), generator=torch.Generator().manual_seed(3))
 LEFT = torch.ones_like(IDS)
 LEFT[0, :4] = 0
 
