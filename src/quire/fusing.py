@@ -39,6 +39,7 @@ def fuse(
     max_length: int = 4096,
     max_batch: int = 8,
     weights: str | None = None,
+    sampling: bool = False,
     threads: int | None = None,
     dynamic_shapes: Any = None,
     dims: Mapping[str, int] | None = None,
@@ -57,7 +58,8 @@ def fuse(
     names without a size.
 
     `weights`: None as they are, "int8" or "int4" in groups of 32 (the kernel then equals the
-    graph with the dequantised weights). `threads`: default all that this process may use.
+    graph with the dequantised weights). `sampling`: of a causal LM, the kernel picks the next token
+    too, and the result has `sample`. `threads`: default all that this process may use.
 
     With `verify` the emitted source is proved to compute the captured graph; the result's
     `certificate` says "proved", or "unknown" with the reason. Without, it is None. With `exact` the
@@ -82,7 +84,7 @@ def fuse(
                 f"max_length={max_length}, max_batch={max_batch}", allowed="2 and 1 up"
             )
         progress("capturing a decode step", 0, 0)
-        step = capture_decode(model, max_length, max_batch)
+        step = capture_decode(model, max_length, max_batch, sampling)
         progress("planning phases", 0, 0)
         longest = {s.name: max_batch for s in step.program.symbols}
         plan = compile_program(step.program, scheme, type(model).__name__, longest)
@@ -93,6 +95,11 @@ def fuse(
         generate = importlib.import_module("quire.runtime.generate")
         return generate.FusedCausalLM(
             model, step, kernel, prefill_memory=prefill_memory, certificate=certificate
+        )
+    if sampling:
+        raise QuireError(
+            f"sampling=True for {type(model).__name__} with inputs",
+            allowed="a Hugging Face causal LM alone",
         )
     progress("capturing", 0, 0)
     exported = (

@@ -8,8 +8,9 @@ using namespace quire;
 
 #define DOT(name, type)                                                                     \
     extern "C" __attribute__((visibility("default"))) void dot_##name(                      \
-        float* out, const type* w, const float* x, index_t rows, index_t columns, index_t k) { \
-        dot(out, rows, index_t(1), w, k, rows, x, k, columns, k);                           \
+        float* out, const type* w, index_t at, const float* x, index_t rows, index_t columns, \
+        index_t k) {                                                                        \
+        dot(out, rows, index_t(1), w, at, k, rows, x, k, columns, k);                       \
     }
 #define ELEMENTS(name, type)                                                                \
     extern "C" __attribute__((visibility("default"))) void elements_##name(                 \
@@ -17,13 +18,13 @@ using namespace quire;
         for (index_t i = 0; i < n; ++i) out[i] = load(w, i);                                \
     }
 ELEMENTS(int8, int8_group)
-ELEMENTS(int4, int4_group)
+ELEMENTS(int4, int4_block)
 
 DOT(float, float)
 DOT(bf16, bf16)
 DOT(fp16, fp16)
 DOT(int8, int8_group)
-DOT(int4, int4_group)
+DOT(int4, int4_block)
 
 extern "C" __attribute__((visibility("default"))) void function(
     int which, float* out, const float* in, index_t n) {

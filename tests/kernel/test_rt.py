@@ -32,12 +32,12 @@ def pointer(tensor):
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def products(lib, name, held, exact, x):
+def products(lib, name, held, exact, x, at=0):
     rows, k = exact.shape
     out = torch.full((x.shape[0], rows), float("nan"))
     size = ctypes.c_int64
     getattr(lib, f"dot_{name}")(
-        pointer(out), pointer(held), pointer(x), size(rows), size(x.shape[0]), size(k)
+        pointer(out), pointer(held), size(at), pointer(x), size(rows), size(x.shape[0]), size(k)
     )
     want = x.double() @ exact.double().T
     # Each of at most k/16 + 5 roundings in a chain is relative to sums of magnitudes.
@@ -62,19 +62,22 @@ def test_dot_equals_exact_product(lib, name, dtype, columns, k):
 
 
 @pytest.mark.parametrize("columns", [1, 3, 6, 13])
+@pytest.mark.parametrize("k", [32, 96, 128, 192, 320])
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_dot_of_groups_equals_dequantised_product(lib, scheme, columns):
+def test_dot_of_groups_equals_dequantised_product(lib, scheme, k, columns):
     torch.manual_seed(columns)
-    w, x = torch.randn(7, 96), torch.randn(columns, 96)
-    buffer = Buffer("w", (7, 96), torch.float32, "state", "w", order=(0, 1), scheme=scheme)
+    rows = 19  # of int4 weights, up to four of each way to start within a block, and more
+    w, x = torch.randn(rows, k), torch.randn(columns, k)
+    buffer = Buffer("w", (rows, k), torch.float32, "state", "w", order=(0, 1), scheme=scheme)
     exact = dequantised(w, buffer)
     step = {"int8": 1 / 127, "int4": 1 / 8}[scheme]
-    most = w.reshape(-1, 32).abs().amax(1).repeat_interleave(32).reshape(7, 96)
+    most = w.reshape(-1, 32).abs().amax(1).repeat_interleave(32).reshape(rows, k)
     assert ((exact - w).abs() <= most * step * (1.01 if scheme == "int4" else 0.51)).all()
-    held = torch.cat([packed(w, buffer), packed(torch.zeros(8, 96), buffer)])
+    held = torch.cat([packed(w, buffer), packed(torch.zeros(32, k), buffer)])
     out = products(lib, scheme, held, exact, x)
-    alone = products(lib, scheme, held[5 * 3 :].contiguous(), exact[5:6], x[:1])
-    assert alone[0, 0] == out[0, 5]
+    for row in (5, 6, 18):
+        alone = products(lib, scheme, held, exact[row : row + 1], x[:1], at=row * k)
+        assert alone[0, 0] == out[0, row]
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])

@@ -100,6 +100,35 @@ def test_a_decoder_from_c(tmp_path, weights):
     assert torch.equal(got, want)
 
 
+SAMPLER = """
+#include <stdlib.h>
+int main(int argc, char** argv) {
+  small* model = small_open(2);
+  small_session* session = small_start(model, 1);
+  int64_t token, next = 0;
+  for (int k = 1; k <= small_max_length; ++k) {
+    token = k < argc ? atoi(argv[k]) : next;
+    if (small_next(session, &token, 0.8f, 0.05f, 42, &next)) return 3;
+    if (k + 1 >= argc) printf("%d ", (int)next);
+  }
+  if (small_next(session, &token, 0.8f, 0.05f, 42, &next) != 2) return 4;
+  small_end(session);
+  small_close(model);
+  return 0;
+}
+"""
+
+
+def test_a_sampler_from_c(tmp_path):
+    fast = quire.fuse(causal_lm("qwen2"), max_length=24, max_batch=2, sampling=True)
+    fast.export(tmp_path / "small.so", header=tmp_path / "small.h")
+    ids = [5, 77, 300, 2, 41]
+    got = said(tmp_path, SAMPLER, *map(str, ids))
+    asked = dict(max_new_tokens=20, temperature=0.8, min_p=0.05, seed=42)
+    assert fast.sample(torch.tensor([ids]), **asked)[0, 5:].tolist() == got
+    assert torch.tensor(said(tmp_path, DECODER, *map(str, ids))).shape == (320,)
+
+
 def test_functions_need_a_name(tmp_path):
     fast = quire.fuse(Small().eval(), (torch.zeros(1, 8),))
     with pytest.raises(QuireError, match=r"named after 1-model.so"):

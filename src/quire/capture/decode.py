@@ -1,11 +1,13 @@
 """One decode step of a Hugging Face causal LM as a `Program` with an explicit cache.
 
     forward(ids[B, 1], slot[B], start[B], keys, values) -> logits[B, 1, vocabulary]
+    forward(ids, slot, start, temperature[B], min_p[B], draw[B], keys, values) -> logits, next[B]
 
 `slot[b]` is where row b's new key and value are written, `start[b]` the first live slot (left
 padding lies before it), and the position of the token is `slot - start`. The caches are one
-tensor `[B, heads, max_length, width]` a layer, changed in place. The model's own code runs, its
-own masks included: only where attention is computed and where keys are kept is ours.
+tensor `[B, heads, max_length, width]` a layer, changed in place. The second form picks the next
+token as well (`capture/pick.py`). The model's own code runs, its own masks included: only where
+attention is computed and where keys are kept is ours.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import nn
 from torch.export import Dim
 
 from quire.capture.export import export, from_exported
+from quire.capture.pick import pick
 from quire.capture.program import Program
 from quire.errors import CaptureError
 
@@ -30,7 +33,8 @@ NAME = "quire"
 @attrs.frozen(eq=False)
 class DecodeStep:
     """A captured decode step. `key_shapes` and `value_shapes` are `[heads, max_length, width]`,
-    one for each layer's cache; `dtype` is that of the caches."""
+    one for each layer's cache; `dtype` is that of the caches. `sampling`: the next token is an
+    output beside the logits."""
 
     program: Program
     key_shapes: tuple[tuple[int, ...], ...]
@@ -38,9 +42,12 @@ class DecodeStep:
     dtype: torch.dtype
     max_length: int
     max_batch: int
+    sampling: bool = False
 
 
-def capture_decode(model: Any, max_length: int, max_batch: int) -> DecodeStep:
+def capture_decode(
+    model: Any, max_length: int, max_batch: int, sampling: bool = False
+) -> DecodeStep:
     """The decode step of `model` for 1 … `max_batch` rows and caches of `max_length` slots.
 
     Raises CaptureError where the model keeps state other than keys and values, or cannot be
@@ -52,21 +59,21 @@ def capture_decode(model: Any, max_length: int, max_batch: int) -> DecodeStep:
     keys = tuple(torch.zeros(2, h, max_length, d, dtype=dtype) for h, d, _ in shapes)
     values = tuple(torch.zeros(2, h, max_length, d, dtype=dtype) for h, _, d in shapes)
     sliding = tuple(k != "full_attention" for k in getattr(config, "layer_types", None) or ())
-    step = _Step(model, sliding or (False,) * len(shapes))
+    step = (_Sampling if sampling else _Step)(model, sliding or (False,) * len(shapes))
     # No upper end: where it is close to the example's size torch makes the dim a constant.
     batch = Dim("batch", min=1)
     example = (
         torch.zeros(2, 1, dtype=torch.long),
         torch.tensor([3, 1]),
         torch.tensor([0, 1]),
+        *(torch.tensor([0.5, 0.0]) for _ in range(3 if sampling else 0)),
         keys,
         values,
     )
     free = {0: batch}
+    vectors = (free,) * (len(example) - 2)
     with _ours(model):
-        exported = export(
-            step, example, {}, (free, free, free, (free,) * len(keys), (free,) * len(values))
-        )
+        exported = export(step, example, {}, (*vectors, (free,) * len(keys), (free,) * len(values)))
         program = from_exported(exported, writes=True)
     return DecodeStep(
         program,
@@ -75,6 +82,7 @@ def capture_decode(model: Any, max_length: int, max_batch: int) -> DecodeStep:
         dtype,
         max_length,
         max_batch,
+        sampling,
     )
 
 
@@ -100,6 +108,22 @@ class _Step(nn.Module):
             past_key_values=cache,
             use_cache=True,
         ).logits
+
+
+class _Sampling(_Step):
+    def forward(
+        self,
+        ids: torch.Tensor,
+        slot: torch.Tensor,
+        start: torch.Tensor,
+        temperature: torch.Tensor,
+        min_p: torch.Tensor,
+        draw: torch.Tensor,
+        keys: tuple[torch.Tensor, ...],
+        values: tuple[torch.Tensor, ...],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = super().forward(ids, slot, start, keys, values)
+        return logits, pick(logits[:, -1], temperature, min_p, draw)
 
 
 def _cache(

@@ -8,7 +8,7 @@ import attrs
 
 from quire.kernel.analysis import weights_of
 from quire.kernel.compile import KernelPlan
-from quire.kernel.ir import AnyNest, Attend, Buffer, Merge, Nest, Scan, TopK
+from quire.kernel.ir import BLOCKS, AnyNest, Attend, Buffer, Merge, Nest, Scan, TopK
 
 
 @attrs.frozen
@@ -65,8 +65,10 @@ def weight_bytes(buffer: Buffer) -> int:
     total = 1
     for size in buffer.shape:
         total *= int(size)
-    per_group = {"int8": 34, "int4": 18}.get(buffer.scheme)
-    return total // 32 * per_group if per_group else total * buffer.dtype.itemsize
+    if buffer.scheme:
+        size, nbytes = BLOCKS[buffer.scheme]
+        return -(-total // size) * nbytes
+    return total * buffer.dtype.itemsize
 
 
 __all__ = ["PhaseInfo", "describe", "weight_bytes"]

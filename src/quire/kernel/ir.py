@@ -82,6 +82,10 @@ class Soft:
 Expr = Num | Var | Length | Read | Call | Fold | Soft
 
 
+BLOCKS = {"int8": (32, 34), "int4": (128, 72)}
+"""Weights that a scheme holds together, and their bytes, scales included."""
+
+
 @attrs.frozen(cache_hash=True)
 class Buffer:
     """Storage of one tensor, dense and row-major unless `stride` says otherwise.

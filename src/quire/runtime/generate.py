@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from quire.capture.decode import DecodeStep
 from quire.errors import InputError
 from quire.runtime.cache import SlotCache
+from quire.runtime.choice import Choice, ends_of
 from quire.runtime.library import write_library
 from quire.runtime.native import NativeKernel
 
@@ -121,17 +122,74 @@ class FusedCausalLM(nn.Module, GenerationMixin):
                 if cache.lengths is None:
                     cache.compact(attention_mask, rows)
                 keep = logits_to_keep or tokens
-                found = [self._decode(input_ids[:, t], cache) for t in range(tokens)]
+                found = [self._decode(input_ids[:, t], cache)[0] for t in range(tokens)]
                 # One token's are not copied: torch's threads would wake up and be in the way.
                 last = found[-keep:]
                 logits = last[0][:, None] if len(last) == 1 else torch.stack(last, 1)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)  # type: ignore[arg-type]
 
-    def _decode(self, ids: torch.Tensor, cache: SlotCache) -> torch.Tensor:
-        """One token for every row, by the kernel."""
+    def sample(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+        streamer: Any = None,
+    ) -> torch.Tensor:
+        """`input_ids` and what follows, `[rows, tokens]`, every token picked within the kernel.
+
+        `temperature` 0 takes the likeliest token. Words less likely than `min_p` times the
+        likeliest are left out. What a row says depends on the model, the seed, the row's number and
+        its tokens, and on no row beside it. A row ends at a token that the model's generation
+        config names as an end, and is filled up with its pads.
+
+        Raises InputError where `quire.fuse` was not asked for `sampling`.
+        """
+        if not self._step.sampling:
+            raise InputError("this kernel gives logits", fix="quire.fuse(model, sampling=True)")
+        if temperature < 0 or not 0 <= min_p <= 1 or max_new_tokens < 1:
+            raise InputError(
+                f"temperature={temperature}, min_p={min_p}, max_new_tokens={max_new_tokens}",
+                allowed="temperature ≥ 0, 0 ≤ min_p ≤ 1, max_new_tokens ≥ 1",
+            )
+        rows = input_ids.shape[0]
+        cache = self.new_cache(rows)
+        cache.room(input_ids.shape[1] + max_new_tokens - 1)
+        choice = Choice(temperature, min_p, seed)
+        ends, pad = ends_of(self.generation_config)
+        with torch.no_grad():
+            logits = self._prompt(input_ids, attention_mask, None, cache, 1)[:, -1]
+            cache.compact(attention_mask, rows)
+            assert cache.lengths is not None
+            token = choice.of(logits, cache.lengths - 1)
+            said, open_ = [input_ids], torch.ones(rows, dtype=torch.bool)
+            if streamer is not None:
+                streamer.put(input_ids.cpu())
+            for left in reversed(range(max_new_tokens)):
+                token = torch.where(open_, token, pad)
+                said.append(token[:, None])
+                open_ = open_ & ~torch.isin(token, ends)
+                if streamer is not None:
+                    streamer.put(token.cpu())
+                if not left or not bool(open_.any()):
+                    break
+                _, token = self._decode(token, cache, choice)
+        if streamer is not None:
+            streamer.end()
+        return torch.cat(said, 1)
+
+    def _decode(
+        self, ids: torch.Tensor, cache: SlotCache, choice: Choice | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One token for every row, by the kernel: its logits, and the next one if it picks."""
         rows = ids.shape[0]
         assert cache.lengths is not None
         inputs = [ids.reshape(rows, 1).contiguous(), cache.lengths, torch.zeros_like(cache.lengths)]
+        if self._step.sampling:
+            inputs += (choice or Choice(0.0, 0.0, 0)).vectors(cache.lengths)
         names = self._names[len(inputs) :]
 
         def held() -> dict[str, torch.Tensor]:
@@ -139,16 +197,19 @@ class FusedCausalLM(nn.Module, GenerationMixin):
             both = [k for k, _ in pairs] + [v for _, v in pairs]
             return dict(zip(names, both, strict=True))
 
-        out = self.kernel.plan.lowered.outputs[0]
+        out, *more = self.kernel.plan.lowered.outputs
         logits = torch.empty(rows, int(out.shape[-1]), dtype=torch.float32)
+        chosen = torch.empty(rows, dtype=torch.long)
         with self.kernel.turn:
             self.kernel.bind_all(cache, held)
             for name, tensor in zip(self._names, inputs, strict=False):
                 self.kernel.bind(name, tensor)
             self.kernel.bind(out.target, logits)
+            for buffer in more:
+                self.kernel.bind(buffer.target, chosen)
             self.kernel.run([rows])
         cache.advance()
-        return logits
+        return logits, chosen
 
     def _prompt(
         self,

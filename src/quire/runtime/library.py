@@ -207,6 +207,13 @@ enum {{ {name}_max_length = {length}, {name}_max_rows = {most}, {name}_vocabular
 int {name}_step({name}_session* session, const int64_t* ids, float* logits);
 """
 
+SAMPLER = """\
+/* The same, but the next tokens [rows] themselves. temperature 0: the likeliest. Words less likely
+   than min_p times the likeliest are left out. The same seed says the same again. */
+int {name}_next({name}_session* session, const int64_t* ids, float temperature, float min_p,
+    uint64_t seed, int64_t* next);
+"""
+
 DECODER_BODY = """
 struct {name}_session {{
   {name}* model;
@@ -222,16 +229,44 @@ QUIRE_API {name}_session* {name}_start({name}* model, int rows) {{
   return s;
 }}
 QUIRE_API void {name}_end({name}_session* session) {{ delete session; }}
-QUIRE_API int {name}_step({name}_session* s, const std::int64_t* ids, float* logits) {{
+static int quire_advance({name}_session* s, std::vector<void*> outside,
+                         std::initializer_list<void*> outputs) {{
   if (s->used >= {length}) return 2;
   for (auto& slot : s->slot) slot = s->used;
-  std::vector<void*> outside{{const_cast<std::int64_t*>(ids), s->slot.data(), s->start.data()}};
   for (auto& cache : s->caches) outside.push_back(cache.data());
-  outside.push_back(logits);
+  outside.insert(outside.end(), outputs);
   const quire::index_t lengths[] = {{s->rows}};
   const int code = s->model->library->run(outside.data(), lengths);
   if (code == 0) ++s->used;
   return code;
+}}
+"""
+
+STEP_BODY = """
+QUIRE_API int {name}_step({name}_session* s, const std::int64_t* ids, float* logits) {{
+  return quire_advance(
+      s, {{const_cast<std::int64_t*>(ids), s->slot.data(), s->start.data()}}, {{logits}});
+}}
+}}
+"""
+
+SAMPLER_BODY = """
+static int quire_next({name}_session* s, const std::int64_t* ids, float temperature, float min_p,
+                      std::uint64_t seed, float* logits, std::int64_t* next) {{
+  std::vector<float> heat(s->rows, temperature), least(s->rows, min_p), draw(s->rows);
+  for (std::int64_t row = 0; row < s->rows; ++row)
+    draw[row] = quire::draw(seed, (std::uint64_t(s->used) << 20) + std::uint64_t(row));
+  return quire_advance(s, {{const_cast<std::int64_t*>(ids), s->slot.data(), s->start.data(),
+                           heat.data(), least.data(), draw.data()}}, {{logits, next}});
+}}
+QUIRE_API int {name}_step({name}_session* s, const std::int64_t* ids, float* logits) {{
+  std::vector<std::int64_t> next(s->rows);
+  return quire_next(s, ids, 0, 0, 0, logits, next.data());
+}}
+QUIRE_API int {name}_next({name}_session* s, const std::int64_t* ids, float temperature,
+                          float min_p, std::uint64_t seed, std::int64_t* next) {{
+  std::vector<float> logits(s->rows * {words});
+  return quire_next(s, ids, temperature, min_p, seed, logits.data(), next);
 }}
 }}
 """
@@ -247,9 +282,12 @@ def _decoder(plan: KernelPlan, step: DecodeStep, name: str) -> _Face:
         "words": int(plan.lowered.outputs[0].shape[-1]),
         "bytes": ", ".join(f"std::size_t({n})" for n in sizes),
     }
+    said, body = [OPEN, DECODER], [OPEN_BODY, DECODER_BODY, STEP_BODY]
+    if step.sampling:
+        said, body = [*said, SAMPLER], [*body[:-1], SAMPLER_BODY]
     return _Face(
-        OPEN.format(name=name) + DECODER.format(**words),
-        OPEN_BODY.format(name=name) + DECODER_BODY.format(**words),
+        "".join(text.format(**words) for text in said),
+        "".join(text.format(**words) for text in body),
     )
 
 

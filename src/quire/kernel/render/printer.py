@@ -38,7 +38,7 @@ TYPES = {
     torch.uint8: "std::uint8_t",
     torch.bool: "bool",
 }
-_SCHEMES = {"int8": "quire::int8_group", "int4": "quire::int4_group"}
+_SCHEMES = {"int8": "quire::int8_group", "int4": "quire::int4_block"}
 _INFIX = {
     "sub": "-", "lt": "<", "le": "<=", "eq": "==", "ne": "!=", "and": "&&", "or": "||", "div": "/",
     "tdiv": "/",

@@ -10,35 +10,52 @@
 namespace quire {
 
 constexpr int ROWS = 4, COLUMNS = 6;  // 24 sums, and room for what they are made of
+constexpr int MANY = 8;               // rows of int4 weights, whose products bind, with one vector
 
+// Where elements [i, i + n) of an array lie, in bytes.
+struct Bytes {
+    index_t from, size;
+};
+
+// Rows of weights, the first at element `at`, each `step` elements after the one before.
 template <class W>
 struct Weights {
     const W* base;
-    index_t step;  // elements from row to row
-    const W* row(index_t b) const { return base + b * step; }
-    static constexpr index_t bytes(index_t k) { return k * index_t(sizeof(W)); }
+    index_t at, step;
+    const W* row(index_t b) const { return base + at + b * step; }
+    index_t apart() const { return 1; }
+    static constexpr Bytes bytes(index_t i, index_t n) {
+        return {i * index_t(sizeof(W)), n * index_t(sizeof(W))};
+    }
 };
 
 template <>
 struct Weights<int8_group> {
     const int8_group* base;
-    index_t step;
-    const int8_group* row(index_t b) const { return base + b * step / 32; }
-    static constexpr index_t bytes(index_t k) { return k / 32 * 34; }
+    index_t at, step;
+    const int8_group* row(index_t b) const { return base + (at + b * step) / 32; }
+    index_t apart() const { return 1; }
+    static constexpr Bytes bytes(index_t i, index_t n) { return {i / 32 * 34, n / 32 * 34}; }
 };
 
 template <>
-struct Weights<int4_group> {
-    const int4_group* base;
-    index_t step;
-    const int4_group* row(index_t b) const { return base + b * step / 32; }
-    static constexpr index_t bytes(index_t k) { return k / 32 * 18; }
+struct Weights<int4_block> {
+    const int4_block* base;
+    index_t at, step;
+    // The group that row b starts with, counted through all blocks.
+    index_t group(index_t b) const { return (at + b * step) / 32; }
+    // From a row to the next that starts at the same group of a block.
+    index_t apart() const { return step % 128 == 0 ? 1 : step % 64 == 0 ? 2 : 4; }
+    static constexpr Bytes bytes(index_t i, index_t n) {
+        return {i / 128 * 72, (i + n + 127) / 128 * 72 - i / 128 * 72};
+    }
 };
 
+// Products of the rows b, b + apart, … (R of them) with the vectors x, added to acc.
 template <int R, int C, class W>
 inline void dot_block(
-    const Weights<W>& w, index_t b, const float* const (&x)[C], index_t k, vec (&acc)[R][C],
-    bool ahead) {
+    const Weights<W>& w, index_t b, index_t, const float* const (&x)[C], index_t k,
+    vec (&acc)[R][C], bool ahead) {
     const W* row[R];
     for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
     const index_t next = (w.row(b + R) - w.row(b));
@@ -85,119 +102,153 @@ inline void weights(const int8_group& g, vec& low, vec& high) {
     high = by * load16(g.value + 16);
 }
 
-inline void weights(const int4_group& g, vec& low, vec& high) {
+// Those of group g of a block: a load from its byte g is a shift of the words by 8·g bits.
+inline void weights(const int4_block& b, index_t g, vec& low, vec& high) {
 #if defined(__AVX512F__)
     const __m512 table = _mm512_mul_ps(
-        _mm512_set1_ps(g.by()),
+        _mm512_set1_ps(b.by(g)),
         _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7));
-    const __m512i wide =
-        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(g.value)));
-    low = {{(part)_mm512_permutexvar_ps(wide, table)}};  // by the lower four bits
-    high = {{(part)_mm512_permutexvar_ps(_mm512_srli_epi32(wide, 4), table)}};
+    const __m512i words = _mm512_loadu_si512(b.value + g);  // looked up by the lower four bits
+    low = {{(part)_mm512_permutexvar_ps(words, table)}};
+    high = {{(part)_mm512_permutexvar_ps(_mm512_srli_epi32(words, 4), table)}};
 #elif defined(__AVX2__)
-    const vec by = splat(g.by());
-    const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(g.value));
-    const __m128i mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
-    low = by * floats(_mm_sub_epi8(_mm_and_si128(pairs, mask), eight));
-    high = by * floats(_mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(pairs, 4), mask), eight));
+    const vec by = splat(b.by(g));
+    const __m256i mask = _mm256_set1_epi32(15), eight = _mm256_set1_epi32(8);
+    const auto words = [&](int k) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b.value + g) + k);
+    };
+    const auto floats = [&](__m256i nibbles) {
+        return (part)_mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(nibbles, mask), eight));
+    };
+    low = by * parts_of([&](int k) { return floats(words(k)); });
+    high = by * parts_of([&](int k) { return floats(_mm256_srli_epi32(words(k), 4)); });
 #else
-    float a[LANES], b[LANES];
+    float even[LANES], odd[LANES];
     for (int i = 0; i < LANES; ++i) {
-        a[i] = float((g.value[i] & 15) - 8);
-        b[i] = float((g.value[i] >> 4) - 8);
+        even[i] = float((b.value[4 * i + g] & 15) - 8);
+        odd[i] = float((b.value[4 * i + g] >> 4) - 8);
     }
-    const vec by = splat(g.by());
-    low = by * load16(a);
-    high = by * load16(b);
+    const vec by = splat(b.by(g));
+    low = by * load16(even);
+    high = by * load16(odd);
 #endif
 }
 
-template <int R, int C, class G>
-inline void dot_groups(
-    const Weights<G>& w, index_t b, const float* const (&x)[C], index_t k, vec (&acc)[R][C],
-    bool ahead) {
-    constexpr index_t NEAR = sizeof(G) > 32 ? 1 : 2;  // groups in a cache line
-    const G* row[R];
+// One group of each of R rows, by the 32 elements of x from i.
+template <int R, int C, class Group>
+__attribute__((always_inline)) inline void dot_group(
+    Group group, const float* const (&x)[C], index_t i, vec (&acc)[R][C]) {
+    vec xs[C][2], low[R], high[R];
+    for (int c = 0; c < C; ++c)
+        for (int h = 0; h < 2; ++h) xs[c][h] = held(load16(x[c] + i + h * 16));
+    for (int r = 0; r < R; ++r) group(r, low[r], high[r]);
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) acc[r][c] += low[r] * xs[c][0];
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) acc[r][c] += high[r] * xs[c][1];
+}
+
+template <int R, int C>
+inline void dot_block(
+    const Weights<int8_group>& w, index_t b, index_t, const float* const (&x)[C], index_t k,
+    vec (&acc)[R][C], bool ahead) {
+    const int8_group* row[R];
     for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
     const index_t next = w.row(b + R) - w.row(b), groups = k / 32;
     for (index_t g = 0; g < groups; ++g) {
-        vec xs[C][2];
-        for (int c = 0; c < C; ++c)
-            for (int h = 0; h < 2; ++h) xs[c][h] = held(load16(x[c] + g * 32 + h * 16));
-        if (ahead && g % NEAR == 0)
+        if (ahead)
             for (int r = 0; r < R; ++r) __builtin_prefetch(row[r] + 2 * next + g);
-        for (int r = 0; r < R; ++r) {
-            vec low, high;
-            weights(row[r][g], low, high);
-            for (int c = 0; c < C; ++c) {
-                acc[r][c] += low * xs[c][0];
-                acc[r][c] += high * xs[c][1];
-            }
-        }
+        dot_group(
+            [&](int r, vec& low, vec& high) { weights(row[r][g], low, high); }, x, g * 32, acc);
     }
 }
 
 template <int R, int C>
-inline void dot_block(
-    const Weights<int8_group>& w, index_t b, const float* const (&x)[C], index_t k,
+__attribute__((always_inline)) inline void dot_block(
+    const Weights<int4_block>& w, index_t b, index_t apart, const float* const (&x)[C], index_t k,
     vec (&acc)[R][C], bool ahead) {
-    dot_groups(w, b, x, k, acc, ahead);
-}
-
-template <int R, int C>
-inline void dot_block(
-    const Weights<int4_group>& w, index_t b, const float* const (&x)[C], index_t k,
-    vec (&acc)[R][C], bool ahead) {
-    dot_groups(w, b, x, k, acc, ahead);
+    const index_t first = w.group(b), between = apart * w.step / 128, groups = k / 32;
+    const int4_block* block[R];
+    block[0] = w.base + first / 4;
+    for (int r = 1; r < R; ++r) block[r] = block[r - 1] + between;
+    index_t g = 0, q = first % 4;
+    const auto group = [&](index_t q) __attribute__((always_inline)) {
+        dot_group(
+            [&](int r, vec& low, vec& high) { weights(*block[r], q, low, high); }, x, g * 32, acc);
+        ++g;
+    };
+    while (g < groups) {
+        if (q == 0 && g + 4 <= groups) {
+            // Of blocks of 72 bytes every line but one in nine.
+            if (ahead)
+                for (int r = 0; r < R; ++r) __builtin_prefetch(block[r] + 2 * R * between);
+            group(0);
+            group(1);
+            group(2);
+            group(3);
+        } else {  // a row starts or ends within a block
+            for (; q < 4 && g < groups; ++q) group(q);
+            q = 0;
+        }
+        for (int r = 0; r < R; ++r) ++block[r];
+    }
 }
 
 template <int R, int C, class W>
 inline void dot_tile(
-    float* out, index_t out_a, index_t out_b, const Weights<W>& w, index_t b, const float* x,
-    index_t x_step, index_t a, index_t k, bool ahead) {
+    float* out, index_t out_a, index_t out_b, const Weights<W>& w, index_t b, index_t apart,
+    const float* x, index_t x_step, index_t a, index_t k, bool ahead) {
     vec acc[R][C] = {};
     const float* xs[C];
     for (int c = 0; c < C; ++c) xs[c] = x + (a + c) * x_step;
-    dot_block<R, C>(w, b, xs, k, acc, ahead);
-    for (int c = 0; c < C; ++c) {
-        vec column[4] = {};
-        float sums[4];
-        for (int r = 0; r < R; ++r) column[r] = acc[r][c];
-        sum16(column, sums);
-        for (int r = 0; r < R; ++r) out[(a + c) * out_a + (b + r) * out_b] = sums[r];
-    }
+    dot_block<R, C>(w, b, apart, xs, k, acc, ahead);
+    for (int c = 0; c < C; ++c)
+        for (int q = 0; q < R; q += 4) {
+            vec column[4] = {};
+            float sums[4];
+            for (int r = q; r < R && r < q + 4; ++r) column[r - q] = acc[r][c];
+            sum16(column, sums);
+            for (int r = q; r < R && r < q + 4; ++r)
+                out[(a + c) * out_a + (b + r * apart) * out_b] = sums[r - q];
+        }
 }
 
 template <int R, class W>
 inline void dot_rows(
-    float* out, index_t out_a, index_t out_b, const Weights<W>& w, index_t b, const float* x,
-    index_t x_step, index_t as, index_t k) {
+    float* out, index_t out_a, index_t out_b, const Weights<W>& w, index_t b, index_t apart,
+    const float* x, index_t x_step, index_t as, index_t k) {
     index_t a = 0;
     // The first pass over a block brings the block after it; later passes find theirs in cache.
-    if (as == 1) return dot_tile<R, 1>(out, out_a, out_b, w, b, x, x_step, 0, k, true);
+    if (as == 1) return dot_tile<R, 1>(out, out_a, out_b, w, b, apart, x, x_step, 0, k, true);
     for (; a + COLUMNS <= as; a += COLUMNS)
-        dot_tile<R, COLUMNS>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
+        dot_tile<R, COLUMNS>(out, out_a, out_b, w, b, apart, x, x_step, a, k, a == 0);
     if (as - a >= 4) {
-        dot_tile<R, 4>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
+        dot_tile<R, 4>(out, out_a, out_b, w, b, apart, x, x_step, a, k, a == 0);
         a += 4;
     }
     if (as - a >= 2) {
-        dot_tile<R, 2>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
+        dot_tile<R, 2>(out, out_a, out_b, w, b, apart, x, x_step, a, k, a == 0);
         a += 2;
     }
-    if (a < as) dot_tile<R, 1>(out, out_a, out_b, w, b, x, x_step, a, k, a == 0);
+    if (a < as) dot_tile<R, 1>(out, out_a, out_b, w, b, apart, x, x_step, a, k, a == 0);
 }
 
 // out[a·out_a + b·out_b] for a < as, b < bs.
 template <class W>
 inline void dot(
-    float* out, index_t out_a, index_t out_b, const W* w, index_t w_step, index_t bs,
+    float* out, index_t out_a, index_t out_b, const W* w, index_t w_at, index_t w_step, index_t bs,
     const float* x, index_t x_step, index_t as, index_t k) {
-    const Weights<W> weights{w, w_step};
+    const Weights<W> weights{w, w_at, w_step};
+    const index_t apart = weights.apart();
     index_t b = 0;
-    for (; b + ROWS <= bs; b += ROWS)
-        dot_rows<ROWS>(out, out_a, out_b, weights, b, x, x_step, as, k);
-    for (; b < bs; ++b) dot_rows<1>(out, out_a, out_b, weights, b, x, x_step, as, k);
+    if (std::is_same_v<W, int4_block> && as == 1)
+        for (; b + MANY * apart <= bs; b += MANY * apart)
+            for (index_t s = 0; s < apart; ++s)
+                dot_rows<MANY>(out, out_a, out_b, weights, b + s, apart, x, x_step, as, k);
+    for (; b + ROWS * apart <= bs; b += ROWS * apart)
+        for (index_t s = 0; s < apart; ++s)
+            dot_rows<ROWS>(out, out_a, out_b, weights, b + s, apart, x, x_step, as, k);
+    for (; b < bs; ++b) dot_rows<1>(out, out_a, out_b, weights, b, 1, x, x_step, as, k);
 }
 
 }  // namespace quire

@@ -162,8 +162,7 @@ public:
     static void dot(float* out, index_t at, index_t out_a, index_t out_b, const W* w, index_t w_at,
                     index_t w_step, index_t bs, const float* x, index_t x_at, index_t x_step,
                     index_t as, index_t k) {
-        quire::dot(out + at, out_a, out_b, Weights<W>{w, 1}.row(w_at), w_step, bs, x + x_at, x_step,
-                   as, k);
+        quire::dot(out + at, out_a, out_b, w, w_at, w_step, bs, x + x_at, x_step, as, k);
     }
 
     template <class K, class V, class Lo, class Hi, class Query, class Key, class Value, class Part,
@@ -203,9 +202,9 @@ public:
     }
     template <class T>
     static void prefetch(const T* p, index_t at, index_t n) {
-        const char* c = reinterpret_cast<const char*>(Weights<T>{p, 1}.row(at));
-        const index_t bytes = smaller(Weights<T>::bytes(n), index_t(16384));
-        for (index_t i = 0; i < bytes; i += 64) __builtin_prefetch(c + i, 0, 2);
+        const Bytes lie = Weights<T>::bytes(at, n);
+        const char* c = reinterpret_cast<const char*>(p) + lie.from;
+        for (index_t i = 0; i < smaller(lie.size, index_t(16384)); i += 64) __builtin_prefetch(c + i, 0, 2);
     }
 
     // --- phases ----------------------------------------------------------------------------

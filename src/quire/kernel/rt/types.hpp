@@ -33,9 +33,11 @@ struct fp16 {
 };
 
 // Weights in groups of 32 along the row with a scale each: 8.5 and 4.5 bits a weight. The scale of
-// an int8 group is a bf16. The nibble i < 16 of an int4 group holds weights i (low) and i + 16
-// (high), offset by 8; its scale is the float that ends the group, whose lower half are the last
-// values: so a kernel that has no instruction to spare broadcasts it as it lies.
+// an int8 group is a bf16. Four int4 groups lie together: word l of 16 holds the weights l, l + 16,
+// … l + 112 of 128 from its lowest nibble up, offset by 8, so that a register of words gives eight
+// vectors of weights by shifts alone. The scale of group g is the float at byte 62 + 2g, whose lower
+// half are the values or the scale before it: so a kernel that has no instruction to spare
+// broadcasts it as it lies.
 struct int8_group {
     static constexpr index_t size = 32;
     std::int8_t value[32];
@@ -43,17 +45,17 @@ struct int8_group {
     float by() const { return from_bits(std::uint32_t(scale.bits) << 16); }
 };
 
-struct int4_group {
-    static constexpr index_t size = 32;
-    std::uint8_t value[16];
-    std::uint16_t scale;
-    float by() const {
+struct int4_block {
+    static constexpr index_t size = 128;
+    std::uint8_t value[64];
+    std::uint16_t scale[4];
+    float by(index_t group) const {
         float word;
-        std::memcpy(&word, reinterpret_cast<const char*>(this) + 14, sizeof word);
+        std::memcpy(&word, reinterpret_cast<const char*>(this) + 62 + 2 * group, sizeof word);
         return word;
     }
 };
-static_assert(sizeof(int8_group) == 34 && sizeof(int4_group) == 18);
+static_assert(sizeof(int8_group) == 34 && sizeof(int4_block) == 72);
 
 inline float half_to_float(std::uint16_t h) {
 #if defined(__F16C__)
@@ -95,10 +97,10 @@ inline float load(const int8_group* p, index_t i) {
     const int8_group& g = p[i / 32];
     return g.by() * float(g.value[i % 32]);
 }
-inline float load(const int4_group* p, index_t i) {
-    const int4_group& g = p[i / 32];
-    const int k = int(i % 32), byte = g.value[k % 16];
-    return g.by() * float((k < 16 ? byte & 15 : byte >> 4) - 8);
+inline float load(const int4_block* p, index_t i) {
+    const int4_block& b = p[i / 128];
+    const index_t k = i % 128, g = k / 32;
+    return b.by(g) * float((b.value[k % 16 * 4 + g] >> k / 16 % 2 * 4 & 15) - 8);
 }
 inline index_t load(const std::int64_t* p, index_t i) { return p[i]; }
 inline index_t load(const std::int32_t* p, index_t i) { return p[i]; }

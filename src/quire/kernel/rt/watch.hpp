@@ -237,7 +237,7 @@ private:
     template <class T>
     bool touch(const Watched<T>& a, index_t i, index_t n, bool writes) const {
         using Element = std::remove_const_t<T>;
-        const index_t from = Weights<Element>::bytes(i), size = Weights<Element>::bytes(n);
+        const auto [from, size] = Weights<Element>::bytes(i, n);
         // Quantised weights are touched in whole groups.
         const index_t bytes = size ? size : index_t(sizeof(Element));
         if (a.buffer >= 0) return watcher_.touch(a.buffer, from, bytes, writes, worker_);

@@ -29,7 +29,7 @@ from quire.verify.kernel.content import (
 from quire.verify.kernel.evaluate import Evaluator, Pointer
 from quire.verify.kernel.phase import Attention, Collector, Event, Loop
 from quire.verify.kernel.races import Store, check_units
-from quire.verify.kernel.state import Key, Read, State
+from quire.verify.kernel.state import GROUPS, Key, Read, State
 from quire.verify.poly import ONE, Poly, atom_of, index, poly, variable
 from quire.verify.poly import substitute as substitute_poly
 from quire.verify.same import same, under
@@ -101,7 +101,7 @@ class Epoch:
     def product(self, w: Any, x: Any, k: Poly) -> Any:
         """Σ_k of two arrays' elements: (array, start, row, rows' distance) each."""
         for pointer, start, row, step in (w, x):
-            if pointer.kind.endswith("_group") and any(
+            if pointer.kind in GROUPS.values() and any(
                 divmod_(p, poly(32))[1] is not poly(0) for p in (start, row * step, k)
             ):
                 raise NotShown("quantised weights that are not read in whole groups")

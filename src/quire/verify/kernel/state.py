@@ -34,7 +34,7 @@ TYPES = {
     torch.int16: "std::int16_t", torch.int8: "std::int8_t", torch.uint8: "std::uint8_t",
     torch.bool: "bool",
 }  # fmt: skip
-GROUPS = {"int8": "quire::int8_group", "int4": "quire::int4_group"}
+GROUPS = {"int8": "quire::int8_group", "int4": "quire::int4_block"}
 ELEMENTS = {name: dtype for dtype, name in TYPES.items()}
 
 
