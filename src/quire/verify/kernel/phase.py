@@ -195,6 +195,12 @@ class Collector:
                     raise NoMeaning("a scan over a run of units")
                 total = Lazy(lambda: self._prefix(body, env, index))
                 self._run(puts, {**env, i: index, v: total}, (*loops, *more), unit)
+            case "q.scan_prod", (n, body, Lambda((i, v), puts)):
+                index, more, now = self._loop(n, env, unit)
+                if now is not unit:
+                    raise NoMeaning("a scan over a run of units")
+                total = Lazy(lambda: self._row("cumprod.values", n, body, env, index))
+                self._run(puts, {**env, i: index, v: total}, (*loops, *more), unit)
             case "q.merge", (out, at, step, *rest) if len(rest) == 6:
                 width = ev.poly(rest[2], env)
                 i = fresh("i", width)
@@ -245,9 +251,12 @@ class Collector:
 
     def _chosen(self, part: str, n: Expr, body: Expr, env: Env, place: Poly, text: str) -> Any:
         """The `place`-th largest of a row, or where it is: a function of the row."""
+        return self._row(f"order.{part}", n, body, env, place, text)
+
+    def _row(self, name: str, n: Expr, body: Expr, env: Env, place: Poly, *more: str) -> Any:
         size = self.evaluate.poly(n, env)
         return self.evaluate.memory.row(  # type: ignore[attr-defined]
-            f"order.{part}", size, lambda j: self.evaluate.call(body, env, (j,)), place, text
+            name, size, lambda j: self.evaluate.call(body, env, (j,)), place, *more
         )
 
     def _prefix(self, body: Expr, env: Env, index: Poly) -> Any:
