@@ -14,8 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
+import torch
+from torch import nn
 
 from quire.capture.decode import capture_decode
+from quire.capture.export import export, from_exported
 from quire.fusing import tables_of
 from quire.kernel.arena import lives
 from quire.kernel.compile import KernelPlan, compile_program
@@ -68,6 +71,11 @@ MORE: dict[str, Lie] = {
     ),
     "early fetch": lambda s, n: nth(s, r"q\.prefetch\(s\d+", n, lambda m: "q.prefetch(s0"),
     "larger for smaller": lambda s, n: nth(s, r"q\.smaller", n, lambda m: "q.larger"),
+    "wrong offset": _more(r"( \+ (?:index_t\()?)(-?\d+)(\))", 1),
+    "wrong remainder": _more(r"((?<!lo) % )(\d+)(\))", 1),
+    "wrong quotient": _more(r"((?<!lo) / )(\d+)(\))", 1),
+    "a key less": _more(r"(return index_t\()(\d\d+)(\);)", -1),
+    "a scan too short": _more(r"(q\.scan_(?:sum|prod)\()(\d+)(, )", -1),
     "missing rescale": lambda s, n: nth(s, r" / q\.load\(\w+, \w+\)", n, lambda m: ""),
 }
 
@@ -81,6 +89,8 @@ def _overlapping(plan: KernelPlan, t: Tables, n: int) -> Tables | None:
         for b in found
         if a is not b and a.first <= b.last and b.first <= a.last
     ]
+    if not pairs:
+        return None
     a, b = pairs[n % len(pairs)]
     return attrs.evolve(t, offsets={**t.offsets, a: t.offsets[b]})
 
@@ -149,6 +159,11 @@ def plan_of(name: str, layers: int = 2) -> KernelPlan:
     model = AutoModelForCausalLM.from_config(config).eval()
     step = capture_decode(model, LENGTH, ROWS)
     return compile_program(step.program, "", name, {s.name: ROWS for s in step.program.symbols})
+
+
+def plan_of_graph(model: nn.Module, args: tuple[torch.Tensor, ...]) -> KernelPlan:
+    """The kernel of any module, for the shapes of `args`."""
+    return compile_program(from_exported(export(model.eval(), args), writes=True), "", "graph")
 
 
 def main() -> None:

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from quire.verify.decide import prove
-from quire.verify.poly import ONE, Atom, Poly, atom_of, index, poly, single, substitute
+from quire.verify.poly import ONE, ZERO, Atom, Poly, atom_of, index, poly, single, substitute
 
 TRIED = 256
-"""Places looked at, at most."""
+"""Indices tried, at most."""
 
 
 def shows(known: Poly, shape: Sequence[Poly], p: Poly) -> bool:
@@ -17,11 +17,11 @@ def shows(known: Poly, shape: Sequence[Poly], p: Poly) -> bool:
     not found, among the indices that `p` is made of."""
     if sorted(c for _, c in known.terms) != sorted(c for _, c in p.terms):
         return False
-    dims = [(atom_of(index(d, n)), n) for d, n in enumerate(shape) if n is not ONE]
+    dims = [(atom_of(index(d, n)), n) for d, n in enumerate(shape)]
     dims = [(x, n) for x, n in dims if x in known.free]
     read = _read_at(known, p)
     near = list(_indices_in(p))
-    choices = [[read[x]] if x in read else near for x, _ in dims]
+    choices = [[ZERO] if n is ONE else [read[x]] if x in read else near for x, n in dims]
     for at in itertools.islice(itertools.product(*choices), TRIED):
         to = {x: q for (x, _), q in zip(dims, at, strict=True)}
         if substitute(known, to) is p:
