@@ -24,6 +24,7 @@ from quire.kernel.arena import lives
 from quire.kernel.compile import KernelPlan, compile_program
 from quire.verify.kernel.prove import prove_kernel
 from quire.verify.kernel.tables import Tables
+from tests.verify.kernel.graphs import OPS, graph
 from tools.watch_kernel import CONFIGS, LENGTH, LIES, ROWS, AutoModelForCausalLM, nth
 
 Lie = Callable[[str, int], str | None]
@@ -168,11 +169,16 @@ def plan_of_graph(model: nn.Module, args: tuple[torch.Tensor, ...]) -> KernelPla
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=list(CONFIGS), choices=CONFIGS)
+    every = [*CONFIGS, *OPS]
+    parser.add_argument("--models", nargs="+", default=every, choices=every)
     parser.add_argument("--mutants", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    plans = {name: plan_of(name, 4 if name == "llama" else 2) for name in options.models}
+    plans = {
+        name: plan_of_graph(*graph(name)) if name in OPS
+        else plan_of(name, 4 if name == "llama" else 2)
+        for name in options.models
+    }  # fmt: skip
     streams = {}
     for k, (name, plan) in enumerate(plans.items()):
         tables = tables_of(plan)

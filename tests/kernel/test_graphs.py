@@ -204,3 +204,14 @@ def test_tensors_without_elements():
     cut, lower = fast(x)
     assert cut.shape == (3, 0)
     torch.testing.assert_close(lower, x.tril())
+
+
+def test_log_softmax_where_softmax_is_zero_in_floats():
+    class LogSoftmax(nn.Module):
+        def forward(self, x):
+            return x.log_softmax(-1)
+
+    x = torch.tensor([[0.0, -300.0, 80.0], [1.0, 2.0, 3.0]])
+    fast = quire.fuse(LogSoftmax(), (x,))
+    torch.testing.assert_close(fast(x), x.log_softmax(-1))
+    assert fast.certificate.verdict == "proved", fast.certificate.reason

@@ -96,3 +96,27 @@ def test_a_wrapped_index_stays_in_range() -> None:
         assert prove(wrapped) and prove(5 - wrapped) and not prove(4 - wrapped)
     finally:
         t.core.RANGES.clear()
+
+
+def test_the_log_of_a_shifted_sum() -> None:
+    """log Σ exp(x − m) = −m + log Σ exp(x): the shift comes out, whatever it is."""
+    m, i = t.read("m", [poly(0)]), variable("i", [0], [4])
+
+    def mass(shift: Any) -> Term:
+        def term(j: Poly) -> Term:
+            return t.exp(t.add((1, t.read("x", [j])), *shift))
+
+        return t.fn("log", t.bind("sum", poly(5), term))
+
+    own = t.read("x", [i])
+    plain = t.add((1, own), (-1, mass(())))
+    shifted = t.add((1, own), (-1, m), (-1, mass([(-1, m)])))
+    assert same(plain, shifted)
+    assert not same(plain, t.add((1, own), (-1, m), (-1, mass([(1, m)]))))
+    assert not same(plain, t.add((1, own), (-1, mass([(-1, m)]))))
+
+
+def test_the_log_of_what_may_be_negative_is_left_alone() -> None:
+    a, b = t.read("a", [poly(0)]), t.read("b", [poly(0)])
+    assert t.fn("log", t.mul((t.exp(a), 1), (b, 1))).op == "fn"
+    assert t.fn("log", t.mul((t.exp(a), 1), (t.exp(b), -2))) is t.add((1, a), (-2, b))

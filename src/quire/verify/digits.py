@@ -9,7 +9,7 @@ from quire.verify.poly import ONE, ZERO, Atom, Poly, atom_of, poly, variable
 from quire.verify.poly import substitute as substitute_poly
 
 Loop = tuple[Atom, Poly]
-"""An index, and the size it stays below."""
+"""A loop's index, and how often it runs."""
 
 
 def digits(at: Sequence[Poly], loops: Sequence[Loop]) -> tuple[dict[Atom, Poly], tuple[Loop, ...]]:

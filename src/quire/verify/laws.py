@@ -58,9 +58,7 @@ LAWS = (
         "Σ_{j<n·m} f(j) = Σ_{h<n} Σ_{l<m} f(m·h + l), by induction on n from sum-split",
         (
             real("s t", ["(= s 0.0)", "(= t 0.0)"], "(= s t)"),
-            real(
-                "s t r s1 t1", ["(= s t)", "(= s1 (+ s r))", "(= t1 (+ t r))"], "(= s1 t1)"
-            ),
+            real("s t r s1 t1", ["(= s t)", "(= s1 (+ s r))", "(= t1 (+ t r))"], "(= s1 t1)"),
         ),
     ),
     Law(

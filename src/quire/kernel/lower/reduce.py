@@ -186,9 +186,7 @@ def _log_softmax(low: Lowering, op: Op, source: Tensor, dim: int) -> Tensor:
     """x − max − log Σ exp(x − max): the log of a softmax is −∞ where its exp is 0 in floats."""
     source = Tensor(source.shape, torch.float32, lambda i, x=source: as_float(x.at(i)))
     most = low.stored(folded(low, source, [dim], "max", keep=True, real=True))
-    less = Tensor(
-        source.shape, torch.float32, lambda i: c("sub", source.at(i), most.broadcast(i))
-    )
+    less = Tensor(source.shape, torch.float32, lambda i: c("sub", source.at(i), most.broadcast(i)))
     powers = Tensor(source.shape, torch.float32, lambda i: c("exp", less.at(i)))
     mass = low.stored(folded(low, powers, [dim], "sum", keep=True, real=True))
     return Tensor(

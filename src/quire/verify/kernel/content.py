@@ -11,7 +11,7 @@ from quire.verify import term as t
 from quire.verify.decide import Premises, divmod_, prove
 from quire.verify.digits import Loop
 from quire.verify.kernel.cover import data_dims, whole_dims
-from quire.verify.poly import ONE, ZERO, Atom, Poly, atom_of, index, poly, single, variable
+from quire.verify.poly import ONE, ZERO, Atom, Poly, index, poly, single
 from quire.verify.poly import substitute as substitute_poly
 from quire.verify.value import NotShown
 

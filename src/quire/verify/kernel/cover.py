@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from quire.verify.decide import Premises
+from quire.verify.digits import Loop
 from quire.verify.poly import Atom, Poly, single
 from quire.verify.value import NotShown
-
-Loop = tuple[Atom, Poly]
 
 
 class Wrong(NotShown):

@@ -12,13 +12,11 @@ from typing import Any
 import attrs
 
 from quire.verify.decide import divmod_
+from quire.verify.digits import Loop
 from quire.verify.kernel.evaluate import LOCAL, Env, Evaluator, Lazy, Pointer, Span, fresh
 from quire.verify.kernel.source import Apply, Do, Expr, Lambda, Let, Statement, Table
-from quire.verify.poly import ONE, ZERO, Atom, Poly, atom_of, poly, variable
+from quire.verify.poly import ONE, ZERO, Poly, atom_of, poly, variable
 from quire.verify.value import NoMeaning
-
-Loop = tuple[Atom, Poly]
-"""A loop's index and how often it runs."""
 
 
 @attrs.frozen(eq=False)

@@ -243,9 +243,7 @@ def _unary(*names: str) -> None:
                 for _, v in sorted(more.items())
                 if v is not None
             )
-            return pointwise(
-                _real(self.dtype), lambda x: t.fn(_name, as_real(x), *extra), self
-            )
+            return pointwise(_real(self.dtype), lambda x: t.fn(_name, as_real(x), *extra), self)
 
         MEANING[name] = f
 

@@ -37,6 +37,6 @@ from quire.verify.term.core import (
 __all__ = [
     "BINDERS", "CONSTANT_BITS", "FALSE", "NAN", "NINF", "ONE_", "PINF", "TRUE", "ZERO_", "Term",
     "add", "addends", "and_", "bind", "compare", "const", "eq", "exp", "extreme", "fn", "ge",
-    "ind", "int_of", "ite", "make", "mul", "named", "not_", "number", "of_int", "or_", "positive", "read",
-    "row", "show", "substitute",
+    "ind", "int_of", "ite", "make", "mul", "named", "not_", "number", "of_int", "or_", "positive",
+    "read", "row", "show", "substitute",
 ]  # fmt: skip
