@@ -54,6 +54,14 @@ class Patches(nn.Module):
         return torch.cat([self.first.expand(len(x), -1, -1), rows], 1) + self.places
 
 
+def masked(x: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+    """Attention whose weights are stored, over the keys that are live in each row."""
+    low = torch.finfo(x.dtype).min
+    scores = x @ x.mT * 0.3 + torch.where(live[:, None] != 0, 0.0, low)
+    weights = scores.softmax(-1)
+    return weights @ x + weights.sum(1, keepdim=True).mT
+
+
 AT = torch.tensor([2, 0, -1])
 OPS: dict[str, tuple[Any, tuple[torch.Tensor, ...]]] = {
     "roll": (lambda x: x.roll((1, -3), (1, 2)), (X,)),
@@ -67,6 +75,7 @@ OPS: dict[str, tuple[Any, tuple[torch.Tensor, ...]]] = {
     "one dim": (nn.Conv1d(6, 4, 3, padding=1), (X,)),
     "patches": (Patches(), (IMAGE,)),
     "buckets": (Bucketed(), tuple(torch.rand(1, 2, 12, 4) for _ in range(3))),
+    "masked": (masked, (X, (torch.arange(6) < 4).long().expand(2, 6).contiguous())),
     "index": (lambda x: x[:, AT] * x.index_select(1, torch.tensor([1, 1, 5])), (X,)),
     "index by input": (lambda x, i: x[:, i], (X, AT)),
     "gather": (lambda x, i: x.gather(2, i), (X, torch.randint(8, (2, 6, 3)))),

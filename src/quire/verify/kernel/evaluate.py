@@ -31,7 +31,7 @@ from quire.verify.poly import ONE, ZERO, Poly, atom_of, bound, poly, single, var
 from quire.verify.same import same
 from quire.verify.term import Term
 from quire.verify.term.core import flat
-from quire.verify.value import NoMeaning, NotShown, as_bool, as_int, as_real
+from quire.verify.value import NoMeaning, NotShown, as_bool, as_int, as_real, number
 
 Env = Mapping[str, Any]
 
@@ -266,7 +266,7 @@ class Evaluator:
                 if isinstance(x, Number):
                     return t.const(x.value)
                 if isinstance(x, Unary) and x.op == "-" and isinstance(x.of, Number):
-                    return t.const(-x.of.value)
+                    return number(-float(x.of.value))
                 return as_real(self.value(x, env, path))
             case Apply("index_t", (x,)):
                 return self.poly(x, env, path)

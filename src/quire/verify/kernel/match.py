@@ -39,9 +39,8 @@ class Graph:
         self.original = Original(program, sizes)
         self.given: dict[fx.Node, Value] = {}
         self._memo: dict[Any, Any] = {}
-        self.indices: dict[tuple[Poly, int], tuple[Poly, ...]] = {}
-        """Indices that are data, over the canonical indices of a shape, and the sizes that they
-        stay below."""
+        self.indices: dict[fx.Node, int] = {}
+        """Nodes that a tensor is read at, and the sizes that they stay below."""
         self.by_target = {(i.kind == "user", i.target): i.node for i in program.inputs}
         for item in program.inputs:
             state = program.state.get(item.target)
@@ -108,8 +107,9 @@ class Graph:
 
     def in_range(self, p: Poly) -> Premises:
         """What is known of `p` if the original reads a tensor at it (axiom `in-range`)."""
-        for (known, size), shape in self.indices.items():
-            if known is p or shows(known, shape, p):
+        for node, size in self.indices.items():
+            known = self.value(node)
+            if shows(known.scalar, known.shape, p):
                 return (">=", p), (">=", size - 1 - p)
         return ()
 
@@ -199,7 +199,7 @@ def _remember(graph: Graph, node: fx.Node, size: int) -> None:
     except (NoMeaning, NotShown):
         return
     if isinstance(value, Value) and isinstance(value.scalar, Poly):
-        graph.indices[value.scalar, size] = value.shape
+        graph.indices[node] = min(size, graph.indices.get(node, size))
 
 
 def _indexed(op: Any) -> Iterable[tuple[Operand, int, Operand, bool]]:
