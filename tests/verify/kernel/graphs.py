@@ -73,6 +73,7 @@ OPS: dict[str, tuple[Any, tuple[torch.Tensor, ...]]] = {
     "padded, strided": (nn.Conv2d(3, 4, 3, padding=(1, 2), stride=(2, 1)), (IMAGE,)),
     "groups, dilated": (nn.Conv2d(3, 6, (2, 3), groups=3, dilation=(1, 2)), (IMAGE,)),
     "one dim": (nn.Conv1d(6, 4, 3, padding=1), (X,)),
+    "pools": (lambda x: F.max_pool2d(x, 3, 2, 1) - F.avg_pool2d(x, 2), (IMAGE,)),
     "patches": (Patches(), (IMAGE,)),
     "buckets": (Bucketed(), tuple(torch.rand(1, 2, 12, 4) for _ in range(3))),
     "masked": (masked, (X, (torch.arange(6) < 4).long().expand(2, 6).contiguous())),
