@@ -10,18 +10,18 @@ from quire.verify.kernel.cover import grid, values
 from quire.verify.poly import atom_of, poly, variable
 
 
-@given(st.integers(2, 6), st.integers(2, 6), st.integers(1, 5), st.integers(1, 3))
+@given(st.integers(2, 6), st.integers(2, 6), st.integers(2, 6), st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
-def test_a_turned_digit_is_taken_out_whole(rows: int, width: int, shift: int, step: int) -> None:
-    """Of step·(width·i + (j + shift) mod width), the row is i: what `roll` reads at."""
-    i, j = variable("i", [0], [rows - 1]), variable("j", [0], [width - 1])
+def test_a_turned_digit_stays_where_it_is(planes: int, rows: int, width: int, shift: int) -> None:
+    """Of (i·rows + k)·width + (j + shift) mod width, the plane is i: what `roll` reads at."""
+    sizes = (planes, rows, width)
+    i, k, j = (variable("i", [0], [n - 1]) for n in sizes)
     turned = divmod_(j + shift, poly(width))[1]
-    row, rest = divmod_((i * width + turned) * step, poly(width * step))
-    assert row is i and rest is turned * step
-    env = grid([(atom_of(i), poly(rows)), (atom_of(j), poly(width))])
-    at = values((i * width + turned) * step, env)
-    assert (values(row, env) == at // (width * step)).all()
-    assert (values(rest, env) == at % (width * step)).all()
+    at = (i * rows + k) * width + turned
+    plane, rest = divmod_(at, poly(rows * width))
+    assert plane is i and rest is k * width + turned
+    env = grid([(atom_of(x), poly(n)) for x, n in zip((i, k, j), sizes, strict=True)])
+    assert (values(plane, env) == values(at, env) // (rows * width)).all()
 
 
 @given(st.integers(-9, 9), st.integers(-9, 9), st.integers(-20, 20), st.integers(1, 9))
