@@ -11,6 +11,7 @@ from quire.verify.decide import divmod_, prove
 from quire.verify.poly import Poly, atom_of, poly, variable
 from quire.verify.same import same
 from quire.verify.term import Term
+from quire.verify.term.core import RANGES
 
 
 def chain(levels: int, guard: Any, i: Poly) -> Term:
@@ -89,13 +90,13 @@ def test_an_integer_chosen_by_a_condition() -> None:
 
 
 def test_a_wrapped_index_stays_in_range() -> None:
-    t.core.RANGES["at"] = (-6, 5)
+    RANGES["at"] = (-6, 5)
     try:
         at = t.int_of(t.read("at", [poly(0)]))
         wrapped = t.ite(t.ge(at), at, at + 6)
         assert prove(wrapped) and prove(5 - wrapped) and not prove(4 - wrapped)
     finally:
-        t.core.RANGES.clear()
+        RANGES.clear()
 
 
 def test_the_log_of_a_shifted_sum() -> None:
