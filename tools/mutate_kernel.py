@@ -14,13 +14,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
+import torch
+from torch import nn
 
 from quire.capture.decode import capture_decode
+from quire.capture.export import export, from_exported
 from quire.fusing import tables_of
 from quire.kernel.arena import lives
 from quire.kernel.compile import KernelPlan, compile_program
 from quire.verify.kernel.prove import prove_kernel
 from quire.verify.kernel.tables import Tables
+from tests.verify.kernel.graphs import OPS, graph
 from tools.watch_kernel import CONFIGS, LENGTH, LIES, ROWS, AutoModelForCausalLM, nth
 
 Lie = Callable[[str, int], str | None]
@@ -68,6 +72,11 @@ MORE: dict[str, Lie] = {
     ),
     "early fetch": lambda s, n: nth(s, r"q\.prefetch\(s\d+", n, lambda m: "q.prefetch(s0"),
     "larger for smaller": lambda s, n: nth(s, r"q\.smaller", n, lambda m: "q.larger"),
+    "wrong offset": _more(r"( \+ (?:index_t\()?)(-?\d+)(\))", 1),
+    "wrong remainder": _more(r"((?<!lo) % )(\d+)(\))", 1),
+    "wrong quotient": _more(r"((?<!lo) / )(\d+)(\))", 1),
+    "a key less": _more(r"(return index_t\()(\d\d+)(\);)", -1),
+    "a scan too short": _more(r"(q\.scan_(?:sum|prod)\()(\d+)(, )", -1),
     "missing rescale": lambda s, n: nth(s, r" / q\.load\(\w+, \w+\)", n, lambda m: ""),
 }
 
@@ -81,6 +90,8 @@ def _overlapping(plan: KernelPlan, t: Tables, n: int) -> Tables | None:
         for b in found
         if a is not b and a.first <= b.last and b.first <= a.last
     ]
+    if not pairs:
+        return None
     a, b = pairs[n % len(pairs)]
     return attrs.evolve(t, offsets={**t.offsets, a: t.offsets[b]})
 
@@ -151,13 +162,23 @@ def plan_of(name: str, layers: int = 2) -> KernelPlan:
     return compile_program(step.program, "", name, {s.name: ROWS for s in step.program.symbols})
 
 
+def plan_of_graph(model: nn.Module, args: tuple[torch.Tensor, ...]) -> KernelPlan:
+    """The kernel of any module, for the shapes of `args`."""
+    return compile_program(from_exported(export(model.eval(), args), writes=True), "", "graph")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=list(CONFIGS), choices=CONFIGS)
+    every = [*CONFIGS, *OPS]
+    parser.add_argument("--models", nargs="+", default=every, choices=every)
     parser.add_argument("--mutants", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    plans = {name: plan_of(name, 4 if name == "llama" else 2) for name in options.models}
+    plans = {
+        name: plan_of_graph(*graph(name)) if name in OPS
+        else plan_of(name, 4 if name == "llama" else 2)
+        for name in options.models
+    }  # fmt: skip
     streams = {}
     for k, (name, plan) in enumerate(plans.items()):
         tables = tables_of(plan)

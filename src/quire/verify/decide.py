@@ -210,7 +210,7 @@ def divmod_(p: Any, n: Any, premises: Premises = ()) -> tuple[Poly, Poly]:
     if p.constant is not None and n.constant is not None:
         q, r = divmod(p.constant, n.constant)
         return poly(q), poly(r)
-    for q, r in _quotients(p, n):
+    for q, r in _candidates(p, n):
         if all(prove(x, ">=", premises, "Euclid: remainder") for x in (r, n - 1 - r)):
             return q, r
     if len(n.terms) == 1:
@@ -221,6 +221,27 @@ def divmod_(p: Any, n: Any, premises: Premises = ()) -> tuple[Poly, Poly]:
             return whole + q, r
     q = call("div", p, n)
     return q, p - q * n
+
+
+def _candidates(p: Poly, n: Poly) -> list[tuple[Poly, Poly]]:
+    """`_quotients`, and the whole multiples alone: 48·i + (j − 8·(j div 8)) by 48."""
+    found = _quotients(p, n)
+    if len(n.terms) == 1 and any(c < 0 for _, c in p.terms):
+        exact = _exact(p, n)
+        if all(q is not exact[0] for q, _ in found):
+            found.append(exact)
+    return found
+
+
+def _exact(p: Poly, n: Poly) -> tuple[Poly, Poly]:
+    ((lead, scale),) = n.terms
+    q: dict[Any, int] = {}
+    for mono, c in p.terms:
+        left = list(mono)
+        if c % scale == 0 and all(x in left and not left.remove(x) for x in lead):
+            q[tuple(left)] = q.get(tuple(left), 0) + c // scale
+    quotient = Poly.of(q)
+    return quotient, p - quotient * n
 
 
 def _quotients(p: Poly, n: Poly) -> list[tuple[Poly, Poly]]:

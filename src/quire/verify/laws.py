@@ -54,6 +54,14 @@ LAWS = (
         ),
     ),
     Law(
+        "sum-digits",
+        "Σ_{j<n·m} f(j) = Σ_{h<n} Σ_{l<m} f(m·h + l), by induction on n from sum-split",
+        (
+            real("s t", ["(= s 0.0)", "(= t 0.0)"], "(= s t)"),
+            real("s t r s1 t1", ["(= s t)", "(= s1 (+ s r))", "(= t1 (+ t r))"], "(= s1 t1)"),
+        ),
+    ),
+    Law(
         "max-split",
         "max(max_{j<n} f(j), max_{j<m} f(n+j)) = max_{j<n+m} f(j) for n, m ≥ 1, by induction on m",
         (
@@ -139,10 +147,11 @@ LAWS = (
         ),
     ),
     Law("exp-sum", "exp(a+b) = exp(a)·exp(b)"),
+    Law("log-product", "log(exp(a)·b) = a + log(b) for b > 0"),
     Law("exp-positive", "exp(a) > 0, and exp(−∞) = 0"),
     Law(
         "function",
-        "tanh, erf, rsqrt, sqrt, silu, gelu, sin, cos, log … are functions: equal arguments give "
+        "tanh, erf, rsqrt, sqrt, silu, gelu, sin, cos … are functions: equal arguments give "
         "equal results, and nothing else is used of them",
     ),
     Law(

@@ -9,8 +9,9 @@ from typing import Any
 
 from quire.verify import term as t
 from quire.verify.decide import prove
+from quire.verify.digits import digits
 from quire.verify.laws import CLAIMS
-from quire.verify.poly import ZERO, Atom, Poly, atom_of, bound, variable
+from quire.verify.poly import ZERO, Atom, Poly, atom_of, bound, poly, variable
 from quire.verify.smt import of_conditions
 from quire.verify.solver import z3_says
 from quire.verify.term import Term
@@ -126,7 +127,7 @@ def _by_structure(a: Term, b: Term, facts: Facts, depth: int | None) -> bool:
     if a.op != b.op:
         return False
     if a.op in t.BINDERS:
-        return _binders(a, b, facts, depth)
+        return _binders(a, b, facts, depth) or _by_digits(a, b, facts, depth)
     if a.op == "add":
         return close(a.args[0], b.args[0]) and _matched(
             [(x, c) for x, c in a.args[1]], [(x, c) for x, c in b.args[1]], facts, depth
@@ -183,6 +184,29 @@ def _binders(a: Term, b: Term, facts: Facts, depth: int | None) -> bool:
     left = t.substitute(a.args[1], {atom_of(bound(a.height, n)): j})
     right = t.substitute(b.args[1], {atom_of(bound(b.height, m)): j})
     return _same(left, right, facts, depth)
+
+
+def _by_digits(a: Term, b: Term, facts: Facts, depth: int | None) -> bool:
+    """Σ_{j<n·m} f(j div m, j mod m) against Σ_{h<n} Σ_{l<m} f(h, l): law `sum-digits`."""
+    if a.op != "sum" or a.args[0] is b.args[0]:
+        return False
+    x, y = _in_digits(a), _in_digits(b)
+    return (x is not a or y is not b) and _same(x, y, facts, depth)
+
+
+def _in_digits(a: Term) -> Term:
+    """A sum over an index that is used by its quotients, as sums over its digits."""
+    size, body = a.args
+    j = variable("t", [0], [size - 1])
+    body = t.substitute(body, {atom_of(bound(a.height, size)): j})
+    parts = [poly(x) for x in body.free if x.kind == "div" and atom_of(j) in x.free]
+    to, loops = digits(sorted(parts, key=lambda p: atom_of(p).id), [(atom_of(j), size)])
+    if not to:
+        return a
+    found = t.substitute(body, to)
+    for x, n in reversed(loops):
+        found = t.bind("sum", n, found, poly(x))
+    return found
 
 
 def _touching(facts: Facts, free: frozenset[Atom]) -> Facts:
@@ -349,7 +373,7 @@ def under(x: Term, facts: Facts) -> Term:
     if x.op == "exp":
         return t.exp(under(x.args[0], facts))
     if x.op == "fn":
-        return t.make("fn", *(under(y, facts) if isinstance(y, Term) else y for y in x.args))
+        return t.fn(*(under(y, facts) if isinstance(y, Term) else y for y in x.args))
     return x
 
 

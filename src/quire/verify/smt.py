@@ -12,7 +12,14 @@ from typing import Any
 
 from quire.verify.decide import Obligation
 from quire.verify.poly import Atom, Poly
-from quire.verify.term import Term
+from quire.verify.term import Term, int_of
+
+
+def _whole(t: Term) -> bool:
+    """Whether a term is an integer by what it is."""
+    if t.op == "const":
+        return t.args[0].denominator == 1
+    return t.op == "int" or (t.op == "ite" and all(map(_whole, t.args[1:])))
 
 
 class Text:
@@ -42,7 +49,20 @@ class Text:
             self.linear = self.linear and x.args[1].constant is not None
             self.facts.append(f"(assert (<= (* {n} {name}) {p}))")
             self.facts.append(f"(assert (< {p} (+ (* {n} {name}) {n})))")
+        elif x.kind == "val":
+            chosen = self._chosen(x.args[0])
+            if chosen is not None:
+                self.facts.append(f"(assert (= {name} {chosen}))")
         return name
+
+    def _chosen(self, t: Term) -> str | None:
+        """An integer that a condition chooses between integers."""
+        if t.op == "ind":
+            return f"(ite {self.condition(t.args[0])} 1 0)"
+        if t.op != "ite" or not all(map(_whole, t.args[1:])):
+            return None
+        c, a, b = t.args
+        return f"(ite {self.condition(c)} {self.poly(int_of(a))} {self.poly(int_of(b))})"
 
     def poly(self, p: Poly) -> str:
         if not p.terms:

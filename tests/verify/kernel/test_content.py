@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.verify.decide import divmod_
-from quire.verify.kernel.content import decode, dense, digits, inverse
+from quire.verify import term as t
+from quire.verify.kernel.content import decode, dense, image, inverse
 from quire.verify.kernel.cover import grid, once, values
-from quire.verify.poly import ZERO, Poly, atom_of, index, poly, substitute, variable
+from quire.verify.poly import ZERO, atom_of, index, poly, substitute, variable
+from quire.verify.term import substitute as substitute_term
 from quire.verify.value import NotShown
 
 SIZES = st.lists(st.integers(2, 5), min_size=1, max_size=4)
@@ -51,24 +54,43 @@ def test_inverse_undoes(sizes: list[int], random) -> None:
     assert (values(substitute(at, back), env) == np.arange(total)).all()
 
 
-@given(st.integers(2, 6), st.integers(2, 6), st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
-def test_digits_split_what_is_divided(outer: int, inner: int, scale: int) -> None:
-    size = poly(outer * inner)
-    x = variable("x", [0], [size - 1])
-    quotient, rest = divmod_(x * scale, poly(inner * scale))
-    to, loops = digits([quotient, rest], [(atom_of(x), size)])
-    assert [n.constant for _, n in loops] == [outer, inner]
+@given(st.data(), st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_image_says_what_is_written_and_from_where(data: Any, dims: int) -> None:
+    """Each dim a constant, or a loop of its own moved by a constant."""
+    sizes = [data.draw(st.integers(2, 5)) for _ in range(dims)]
+    at, loops = [], []
+    for n in sizes:
+        run = data.draw(st.integers(0, n))
+        low = data.draw(st.integers(0, n - max(run, 1)))
+        if run < 2:
+            at.append(poly(low))
+            continue
+        x = variable("x", [0], [run - 1])
+        loops.append((atom_of(x), poly(run)))
+        at.append(x + low)
+    shape = tuple(map(poly, sizes))
+    found = image(at, shape, loops)
+    assert found is not None
+    condition, to = found
+    written = np.zeros(sizes, dtype=bool)
     env = grid(loops)
-    old = values(to[atom_of(x)], env)
-    assert sorted(old.reshape(-1)) == list(range(outer * inner))
-    for p, want in (
-        (quotient, old * scale // (inner * scale)),
-        (rest, old * scale % (inner * scale)),
-    ):
-        now: Poly = substitute(p, to)
-        assert not any(y.kind == "div" for y in now.free)
-        assert (values(now, env) == want).all()
+    places = [np.broadcast_to(values(p, env), [n.constant or 0 for _, n in loops]) for p in at]
+    written[tuple(p.reshape(-1) for p in places)] = True
+    for k in np.ndindex(*sizes):
+        here = {atom_of(index(d, n)): poly(k[d]) for d, n in enumerate(shape)}
+        assert (substitute_term(condition, here) is t.TRUE) == written[k]
+        if written[k]:
+            back = {x: substitute(p, here) for x, p in to.items()}
+            assert [substitute(p, back).constant for p in at] == list(k)
+
+
+def test_image_refuses_a_diagonal() -> None:
+    x = variable("x", [0], [3])
+    shape = (poly(4), poly(4))
+    assert image([x, x], shape, [(atom_of(x), poly(4))]) is None
+    assert image([x, poly(0)], shape, [(atom_of(x), poly(4))]) is not None
+    assert image([x * 2, poly(0)], (poly(8), poly(4)), [(atom_of(x), poly(4))]) is None
 
 
 @pytest.mark.parametrize("shift", [-1, 1])

@@ -123,11 +123,11 @@ class Op(nn.Module):
 @pytest.mark.parametrize(
     "f",
     [
-        lambda x: torch.cumprod(x, -1),
-        # Written in two phases: the second writes a part.
-        lambda x: x.scatter(1, torch.full((2, 1), 3), x[:, :1] * 9),
+        # Sums of integers, one within the other.
+        lambda x: x.view(2, 2, 4).argmax(-1).sum(),
+        lambda x: x.scatter(1, torch.tensor([[0, 5], [2, 1]]), x[:, :2] * 9),
     ],
-    ids=["cumprod", "scatter"],
+    ids=["integers", "several writers"],
 )
 def test_unknown_says_why(f: Any) -> None:
     program = from_exported(export(Op(f), (torch.rand(2, 8),)), writes=True)

@@ -43,7 +43,13 @@ from quire.kernel.ir import (
     rewrite,
     walk,
 )
-from quire.kernel.lower import contraction, pointwise, reduce, view  # noqa: F401  (fill the table)
+from quire.kernel.lower import (  # noqa: F401  (fill the table)
+    contraction,
+    pointwise,
+    reduce,
+    view,
+    window,
+)
 from quire.kernel.lower.store import Store
 from quire.kernel.lower.table import RULES, NotLoweredError, Tensor, as_kind, aten
 

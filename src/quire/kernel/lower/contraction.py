@@ -1,15 +1,14 @@
-"""Sums of products, by equation; convolutions; attention."""
+"""Sums of products, by equation; attention."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from quire.capture.program import Op, Operand
 from quire.flow.rules.contraction import spell
 from quire.kernel import index as ix
 from quire.kernel.ir import Expr, Fold, Num, Size, Soft
-from quire.kernel.lower.table import Lowering, NotLoweredError, Tensor, as_float, as_kind, c, rule
+from quire.kernel.lower.table import Lowering, Tensor, as_float, as_kind, c, rule
 
 Index = tuple[Expr, ...]
 
@@ -104,50 +103,6 @@ def einsum(low: Lowering, op: Op) -> Tensor:
         once = sorted(x for x in set(terms) if terms.count(x) == 1)
         equation += "->" + ("..." if "..." in equation else "") + "".join(once)
     return contracted(low, op, equation, op.operands)
-
-
-@rule("conv1d.default conv2d.default conv3d.default convolution.default")
-def convolution(low: Lowering, op: Op) -> Tensor:
-    """out[n, o, y…] = Σ_{c, k…} in[n, c, s·y + d·k − p …] · weight[o, c, k…], zeros outside."""
-    source, weight = low.tensor(op["input"]), low.tensor(op["weight"])
-    rank, groups = source.ndim - 2, op["groups"]
-    if op.get("transposed"):
-        raise NotLoweredError("a transposed convolution")
-    stride, padding, dilation = (_each(op[k], rank) for k in ("stride", "padding", "dilation"))
-    per_group = op.out.shape[1] // groups
-
-    def at(i: Index) -> Expr:
-        n, o, *place = i
-        over = [low.var(s, "k") for s in weight.shape[1:]]
-        channel: Expr = over[0]
-        if groups > 1:
-            channel = ix.add(ix.mul(ix.div(o, per_group), Num(int(weight.shape[1]))), channel)
-        inside: Expr = Num(True)
-        spot: list[Expr] = []
-        for k in range(rank):
-            x = ix.add(
-                ix.mul(place[k], Num(stride[k])),
-                ix.mul(over[1 + k], Num(dilation[k])),
-                Num(-padding[k]),
-            )
-            inside = c("and", inside, c("le", Num(0), x))
-            inside = c("and", inside, c("lt", x, ix.of_size(source.shape[2 + k])))
-            spot.append(x)
-        value = c("select", inside, source.at((n, channel, *spot)), Num(0.0))
-        return Fold("sum", tuple(over), c("mul", value, weight.at((o, *over))))
-
-    plain = Tensor(op.out.shape, op.out.dtype, at)
-    if op["bias"] is None:
-        return plain
-    kept, bias = low.stored(plain), low.tensor(op["bias"])
-    return Tensor(op.out.shape, op.out.dtype, lambda i: c("add", kept.at(i), bias.at((i[1],))))
-
-
-def _each(value: Any, rank: int) -> list[int]:
-    if isinstance(value, str):
-        raise NotLoweredError(f"padding={value!r}")
-    values = [value] if isinstance(value, int) else list(value)
-    return values * rank if len(values) == 1 else values
 
 
 @rule("scaled_dot_product_attention.default")

@@ -177,11 +177,21 @@ def softmax(low: Lowering, op: Op) -> Tensor:
         score = as_float(source.at((*i[:dim], j, *i[dim + 1 :])))
         return Soft(j, score, i[dim])
 
-    result = Tensor(op.out.shape, op.out.dtype, at)
     if "log" not in op.target._schema.name:
-        return result
-    kept = low.stored(result)
-    return Tensor(op.out.shape, op.out.dtype, lambda i: c("log", kept.at(i)))
+        return Tensor(op.out.shape, op.out.dtype, at)
+    return _log_softmax(low, op, source, dim)
+
+
+def _log_softmax(low: Lowering, op: Op, source: Tensor, dim: int) -> Tensor:
+    """x − max − log Σ exp(x − max): the log of a softmax is −∞ where its exp is 0 in floats."""
+    source = Tensor(source.shape, torch.float32, lambda i, x=source: as_float(x.at(i)))
+    most = low.stored(folded(low, source, [dim], "max", keep=True, real=True))
+    less = Tensor(source.shape, torch.float32, lambda i: c("sub", source.at(i), most.broadcast(i)))
+    powers = Tensor(source.shape, torch.float32, lambda i: c("exp", less.at(i)))
+    mass = low.stored(folded(low, powers, [dim], "sum", keep=True, real=True))
+    return Tensor(
+        op.out.shape, op.out.dtype, lambda i: c("sub", less.at(i), c("log", mass.broadcast(i)))
+    )
 
 
 @rule("layer_norm.default native_layer_norm.default")

@@ -9,8 +9,9 @@ import attrs
 
 from quire.verify import term as t
 from quire.verify.decide import Premises, divmod_, prove
-from quire.verify.kernel.cover import Loop, whole_dims
-from quire.verify.poly import ONE, ZERO, Atom, Poly, atom_of, index, poly, single, variable
+from quire.verify.digits import Loop
+from quire.verify.kernel.cover import data_dims, whole_dims
+from quire.verify.poly import ONE, ZERO, Atom, Poly, index, poly, single
 from quire.verify.poly import substitute as substitute_poly
 from quire.verify.value import NotShown
 
@@ -68,45 +69,6 @@ def decode(
     return found
 
 
-def digits(at: Sequence[Poly], loops: Sequence[Loop]) -> tuple[dict[Atom, Poly], tuple[Loop, ...]]:
-    """Loops split so that no quotient of one index by a number is left in `at`: how each old index
-    is written in the new ones, and the new loops."""
-    to: dict[Atom, Poly] = {}
-    now = list(loops)
-    places = list(at)
-    while True:
-        found = _quotient(places, now)
-        if found is None:
-            return to, tuple(now)
-        x, n, size = found
-        parts = variable("h", [0], [size - 1]), variable("l", [0], [n - 1])
-        one = {x: parts[0] * n + parts[1]}
-        to = {y: substitute_poly(p, one) for y, p in to.items()} | one
-        places = [substitute_poly(p, one) for p in places]
-        k = [y for y, _ in now].index(x)
-        now[k : k + 1] = [(atom_of(parts[0]), size), (atom_of(parts[1]), n)]
-
-
-def _quotient(at: Sequence[Poly], loops: Sequence[Loop]) -> tuple[Atom, Poly, Poly] | None:
-    """A loop's index of which a quotient takes a part: c·x in (… + c·x) div n, split at n/c."""
-    sizes = dict(loops)
-    for p in at:
-        for x in sorted(p.free, key=lambda y: y.id):
-            n = x.args[1].constant if x.kind == "div" else None
-            if n is None:
-                continue
-            for y in x.args[0].atoms():
-                parts = x.args[0].split(y)
-                c = parts[0].constant if parts and y in sizes else None
-                if not c or n % abs(c) or n == abs(c):
-                    continue
-                by = poly(n // abs(c))
-                size, rest = divmod_(sizes[y], by)
-                if rest is ZERO and size is not ONE:
-                    return y, by, size
-    return None
-
-
 def inverse(
     at: Sequence[Poly], shape: Sequence[Poly], loops: Sequence[Loop]
 ) -> dict[Atom, Poly] | None:
@@ -130,6 +92,31 @@ def inverse(
                 found[x] = divmod_(quotient, size)[1]
                 left.pop(x)
     return None if left else found
+
+
+def image(
+    at: Sequence[Poly], shape: Sequence[Poly], loops: Sequence[Loop]
+) -> tuple[Any, dict[Atom, Poly]] | None:
+    """Of a statement that writes at `at`: the condition on the canonical index under which an
+    element is written, and each loop's index as a function of it. None if that is not found: a dim
+    is a constant, data, or one loop's index moved by a constant."""
+    sizes, found, held = dict(loops), {}, []
+    for d, p in enumerate(at):
+        own = [x for x in p.atoms() if x in sizes]
+        if shape[d] is ONE or not own or d in data_dims(at):
+            continue
+        (x, *more), parts = own, p.split(own[0])
+        if more or parts is None or parts[0] is not ONE or x in found:
+            return None
+        i = index(d, shape[d]) - parts[1]
+        found[x] = i
+        held += [t.ge(i), t.ge(sizes[x] - 1 - i)]
+    if found.keys() != sizes.keys():
+        return None
+    for d, p in enumerate(at):
+        if shape[d] is not ONE and not any(x in found for x in p.atoms()):
+            held.append(t.eq(index(d, shape[d]) - substitute_poly(p, found)))
+    return t.and_(*held), found
 
 
 def _digits_of(p: Poly, loops: dict[Atom, Poly]) -> list[tuple[Atom, Poly, Poly]] | None:

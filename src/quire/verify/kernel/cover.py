@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from quire.verify.decide import Premises
+from quire.verify.digits import Loop
 from quire.verify.poly import Atom, Poly, single
 from quire.verify.value import NotShown
-
-Loop = tuple[Atom, Poly]
 
 
 class Wrong(NotShown):
@@ -108,13 +107,15 @@ def data_dims(at: Sequence[Poly]) -> set[int]:
     return {d for d, p in enumerate(at) if any(x.kind == "val" for x in p.free)}
 
 
-def once(places: Sequence[Any], count: int) -> str:
-    """Why the places are not each of `count` elements once; empty if they are."""
+def once(places: Sequence[Any], count: int, whole: bool = True) -> str:
+    """Why the places are not each of `count` elements once; empty if they are. Without `whole`
+    there may be elements at no place."""
     every = np.concatenate([p.reshape(-1) for p in places]) if places else np.zeros(0, np.int64)
     if len(every) and (every.min() < 0 or every.max() >= count):
         return f"element {int(every.max())} of {count} is written"
     times = np.bincount(every, minlength=count)
-    if (times == 1).all():
+    wrong = times != 1 if whole else times > 1
+    if not wrong.any():
         return ""
-    k = int(np.flatnonzero(times != 1)[0])
+    k = int(np.flatnonzero(wrong)[0])
     return f"element {k} of {count} is written {int(times[k])} times"

@@ -31,7 +31,7 @@ from quire.verify.poly import ONE, ZERO, Poly, atom_of, bound, poly, single, var
 from quire.verify.same import same
 from quire.verify.term import Term
 from quire.verify.term.core import flat
-from quire.verify.value import NoMeaning, NotShown, as_bool, as_int, as_real
+from quire.verify.value import NoMeaning, NotShown, as_bool, as_int, as_real, number
 
 Env = Mapping[str, Any]
 
@@ -266,7 +266,7 @@ class Evaluator:
                 if isinstance(x, Number):
                     return t.const(x.value)
                 if isinstance(x, Unary) and x.op == "-" and isinstance(x.of, Number):
-                    return t.const(-x.of.value)
+                    return number(-float(x.of.value))
                 return as_real(self.value(x, env, path))
             case Apply("index_t", (x,)):
                 return self.poly(x, env, path)
@@ -294,7 +294,7 @@ class Evaluator:
                 word = "max" if name == "larger" else "min"
                 return t.extreme(word, as_real(a), as_real(b))
             case "abs", [x]:
-                return maximum(x, -x) if is_int(x) else t.make("fn", "abs", as_real(x))
+                return maximum(x, -x) if is_int(x) else t.fn("abs", as_real(x))
             case "exp", [x]:
                 shift_is_largest(as_real(x))
                 return t.exp(as_real(x))
@@ -304,9 +304,9 @@ class Evaluator:
                     raise NotShown(f"division by {n}")
                 return divmod_(as_poly(a), n, path)[0 if name == "idiv" else 1]
             case "pow", [x, y]:
-                return t.make("fn", "pow", as_real(x), as_real(y))
+                return t.fn("pow", as_real(x), as_real(y))
             case _, [x] if name in FUNCTIONS:
-                return t.make("fn", name, as_real(x))
+                return t.fn(name, as_real(x))
         raise NoMeaning(f"q.{name} of {len(xs)} arguments is not known")
 
     def _fold(self, e: Apply, env: Env, path: Premises) -> Any:

@@ -15,7 +15,8 @@ import torch
 
 from quire.verify import term as t
 from quire.verify.decide import prove
-from quire.verify.kernel.content import Attended, decode, dense, digits, guards, inverse
+from quire.verify.digits import digits
+from quire.verify.kernel.content import Attended, decode, dense, guards, inverse
 from quire.verify.kernel.evaluate import as_poly, fresh
 from quire.verify.kernel.phase import Attention
 from quire.verify.poly import ONE, ZERO, Poly, atom_of, index, poly, variable

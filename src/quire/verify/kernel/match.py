@@ -15,9 +15,10 @@ from torch import fx
 from quire.capture.program import Operand, Program
 from quire.verify import term as t
 from quire.verify.decide import Premises
+from quire.verify.kernel.instance import shows
 from quire.verify.kernel.tables import Tables
 from quire.verify.original import Original
-from quire.verify.poly import Poly, poly, product, single, substitute
+from quire.verify.poly import Poly, poly, product, single
 from quire.verify.sizes import Sizes
 from quire.verify.term.core import RANGES
 from quire.verify.value import NoMeaning, NotShown, Value, build, number
@@ -38,8 +39,8 @@ class Graph:
         self.original = Original(program, sizes)
         self.given: dict[fx.Node, Value] = {}
         self._memo: dict[Any, Any] = {}
-        self.indices: dict[tuple[Poly, int], None] = {}
-        """Indices that are data, over canonical indices, and the sizes that they stay below."""
+        self.indices: dict[fx.Node, int] = {}
+        """Nodes that a tensor is read at, and the sizes that they stay below."""
         self.by_target = {(i.kind == "user", i.target): i.node for i in program.inputs}
         for item in program.inputs:
             state = program.state.get(item.target)
@@ -106,9 +107,9 @@ class Graph:
 
     def in_range(self, p: Poly) -> Premises:
         """What is known of `p` if the original reads a tensor at it (axiom `in-range`)."""
-        for known, size in self.indices:
-            one = _as(known, p)
-            if one is p:
+        for node, size in self.indices.items():
+            known = self.value(node)
+            if shows(known.scalar, known.shape, p):
                 return (">=", p), (">=", size - 1 - p)
         return ()
 
@@ -198,25 +199,7 @@ def _remember(graph: Graph, node: fx.Node, size: int) -> None:
     except (NoMeaning, NotShown):
         return
     if isinstance(value, Value) and isinstance(value.scalar, Poly):
-        graph.indices[value.scalar, size] = None
-
-
-def _as(known: Poly, p: Poly) -> Poly | None:
-    """`known` at the indices that `p` reads its tensors at."""
-    reads = {x.args[0].args[0]: x.args[0].args[1] for x in p.free
-             if x.kind == "val" and x.args[0].op == "read"}  # fmt: skip
-    to: dict[Any, Poly] = {}
-    for x in known.free:
-        if x.kind != "val" or x.args[0].op != "read":
-            continue
-        name, at = x.args[0].args
-        if name not in reads or len(reads[name]) != len(at):
-            return None
-        for mine, theirs in zip(at, reads[name], strict=True):
-            y = single(mine)
-            if y is not None and y.kind == "var":
-                to[y] = theirs
-    return substitute(known, to)
+        graph.indices[node] = min(size, graph.indices.get(node, size))
 
 
 def _indexed(op: Any) -> Iterable[tuple[Operand, int, Operand, bool]]:
@@ -232,16 +215,18 @@ def _indexed(op: Any) -> Iterable[tuple[Operand, int, Operand, bool]]:
                 yield op["self"], d, index, True
 
 
-_SAME = {"unsqueeze", "expand", "view", "reshape", "squeeze", "clone", "_to_copy", "alias"}
+_SAME = {
+    "unsqueeze", "expand", "view", "reshape", "squeeze", "clone", "_to_copy", "alias", "detach",
+    "contiguous", "lift_fresh_copy", "permute", "transpose", "t",
+}  # fmt: skip
 """Ops that show elements of their operand, each of them unless the result is empty."""
 
 
 def _source(graph: Graph, node: fx.Node) -> str | None:
-    """The user's input that an index shows the elements of."""
+    """The input or weight that an index shows the elements of, each of them."""
     while node not in graph.original.inputs:
         op = graph.program.ops.get(node)
         if op is None or op.target._schema.name.split("::")[1] not in _SAME:
             return None
         node = op.operands[0].node
-    name = graph.original.inputs[node]
-    return None if name.startswith("w:") else name
+    return graph.original.inputs[node]

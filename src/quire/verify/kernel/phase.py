@@ -12,13 +12,11 @@ from typing import Any
 import attrs
 
 from quire.verify.decide import divmod_
+from quire.verify.digits import Loop
 from quire.verify.kernel.evaluate import LOCAL, Env, Evaluator, Lazy, Pointer, Span, fresh
 from quire.verify.kernel.source import Apply, Do, Expr, Lambda, Let, Statement, Table
-from quire.verify.poly import ONE, ZERO, Atom, Poly, atom_of, poly, variable
+from quire.verify.poly import ONE, ZERO, Poly, atom_of, poly, variable
 from quire.verify.value import NoMeaning
-
-Loop = tuple[Atom, Poly]
-"""A loop's index and how often it runs."""
 
 
 @attrs.frozen(eq=False)
@@ -195,6 +193,12 @@ class Collector:
                     raise NoMeaning("a scan over a run of units")
                 total = Lazy(lambda: self._prefix(body, env, index))
                 self._run(puts, {**env, i: index, v: total}, (*loops, *more), unit)
+            case "q.scan_prod", (n, body, Lambda((i, v), puts)):
+                index, more, now = self._loop(n, env, unit)
+                if now is not unit:
+                    raise NoMeaning("a scan over a run of units")
+                total = Lazy(lambda: self._row("cumprod.values", n, body, env, index))
+                self._run(puts, {**env, i: index, v: total}, (*loops, *more), unit)
             case "q.merge", (out, at, step, *rest) if len(rest) == 6:
                 width = ev.poly(rest[2], env)
                 i = fresh("i", width)
@@ -245,9 +249,12 @@ class Collector:
 
     def _chosen(self, part: str, n: Expr, body: Expr, env: Env, place: Poly, text: str) -> Any:
         """The `place`-th largest of a row, or where it is: a function of the row."""
+        return self._row(f"order.{part}", n, body, env, place, text)
+
+    def _row(self, name: str, n: Expr, body: Expr, env: Env, place: Poly, *more: str) -> Any:
         size = self.evaluate.poly(n, env)
         return self.evaluate.memory.row(  # type: ignore[attr-defined]
-            f"order.{part}", size, lambda j: self.evaluate.call(body, env, (j,)), place, text
+            name, size, lambda j: self.evaluate.call(body, env, (j,)), place, *more
         )
 
     def _prefix(self, body: Expr, env: Env, index: Poly) -> Any:

@@ -12,7 +12,7 @@ from quire.verify.value import Value
 
 
 def _sigmoid(x: t.Term) -> t.Term:
-    return t.make("fn", "sigmoid", x)
+    return t.fn("sigmoid", x)
 
 
 @means("silu")
@@ -28,9 +28,9 @@ def gelu(self: Value, approximate: str = "none") -> Value:
     def f(x: Any) -> Any:
         if approximate == "tanh":
             inner = t.add((1, x), (1, t.mul((t.const(0.044715), 1), (x, 3))))
-            bent = t.make("fn", "tanh", t.mul((t.const(math.sqrt(2 / math.pi)), 1), (inner, 1)))
+            bent = t.fn("tanh", t.mul((t.const(math.sqrt(2 / math.pi)), 1), (inner, 1)))
         else:
-            bent = t.make("fn", "erf", t.mul((t.const(math.sqrt(0.5)), 1), (x, 1)))
+            bent = t.fn("erf", t.mul((t.const(math.sqrt(0.5)), 1), (x, 1)))
         return t.mul((t.const(0.5), 1), (x, 1), (t.add((1, t.ONE_), (1, bent)), 1))
 
     return pointwise(self.dtype, f, self)
@@ -67,7 +67,7 @@ def softplus(self: Value, beta: Any = 1, threshold: Any = 20) -> Value:
 
     def f(x: t.Term) -> Any:
         scaled = t.mul((t.const(float(beta)), 1), (x, 1))
-        soft = t.make("fn", "log", t.add((1, t.ONE_), (1, t.exp(scaled))))
+        soft = t.fn("log", t.add((1, t.ONE_), (1, t.exp(scaled))))
         smooth = t.mul((soft, 1), (t.const(float(beta)), -1))
         return t.ite(t.compare("lt", t.const(float(threshold)), scaled), x, smooth)
 

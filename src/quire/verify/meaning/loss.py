@@ -47,7 +47,7 @@ def summed(
             return [idx[0], c, *idx[1:]] if idx else [c]
 
         mass = t.bind("sum", x.shape[1 if idx else 0], lambda c: t.exp(x.real(at(c))))
-        own = t.add((1, t.make("fn", "log", mass)), (-1, x.real(at(target.int(idx)))))
+        own = t.add((1, t.fn("log", mass)), (-1, x.real(at(target.int(idx)))))
         return t.mul((counted(idx), 1), (own, 1))
 
     return sum_over(list(target.shape), loss), sum_over(list(target.shape), counted)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from quire.verify import term as t
 from quire.verify.decide import divmod_
 from quire.verify.meaning.pointwise import add, div, mul, sub
@@ -42,7 +44,7 @@ def log_softmax(self: Value, dim: int, dtype: Any = None, half_to_float: Any = F
         total = t.bind(
             "sum", self.shape[d], lambda j: t.exp(self.real([*idx[:d], j, *idx[d + 1 :]]))
         )
-        return t.add((1, self.real(idx)), (-1, t.make("fn", "log", total)))
+        return t.add((1, self.real(idx)), (-1, t.fn("log", total)))
 
     return build(self.shape, dtype or self.dtype, element)
 
@@ -82,7 +84,9 @@ def native_layer_norm(
 @means("rms_norm", "_fused_rms_norm")
 def rms_norm(input: Value, normalized_shape: Any, weight: Any = None, eps: Any = None) -> Value:
     if eps is None:
-        raise NoMeaning("rms_norm without eps")
+        if input.dtype != torch.float32:
+            raise NoMeaning("rms_norm without eps, not in float32")
+        eps = torch.finfo(input.dtype).eps
     dims = list(range(input.ndim - len(normalized_shape), input.ndim))
     scale = _rsqrt(add(mean(mul(input, input), dims, True), eps))
     return _affine(mul(input, scale), weight, None)

@@ -123,7 +123,7 @@ def div(self: Any, other: Any, rounding_mode: Any = None) -> Value:
     if rounding_mode == "floor":
         return floor_divide(self, other)
     name = f"div_{rounding_mode}"
-    return pointwise(dtype, lambda x, y: t.make("fn", name, as_real(x), as_real(y)), self, other)
+    return pointwise(dtype, lambda x, y: t.fn(name, as_real(x), as_real(y)), self, other)
 
 
 @means("floor_divide")
@@ -135,8 +135,8 @@ def floor_divide(self: Any, other: Any) -> Value:
             n = as_int(y)
             if n.constant is not None and n.constant > 0:
                 return divmod_(as_int(x), n)[0]
-            return t.int_of(t.make("fn", "floordiv", t.of_int(as_int(x)), t.of_int(n)))
-        return t.make("fn", "floordiv", as_real(x), as_real(y))
+            return t.int_of(t.fn("floordiv", t.of_int(as_int(x)), t.of_int(n)))
+        return t.fn("floordiv", as_real(x), as_real(y))
 
     return pointwise(dtype, f, self, other)
 
@@ -150,8 +150,8 @@ def remainder(self: Any, other: Any) -> Value:
             n = as_int(y)
             if n.constant is not None and n.constant > 0:
                 return divmod_(as_int(x), n)[1]
-            return t.int_of(t.make("fn", "remainder", t.of_int(as_int(x)), t.of_int(n)))
-        return t.make("fn", "remainder", as_real(x), as_real(y))
+            return t.int_of(t.fn("remainder", t.of_int(as_int(x)), t.of_int(n)))
+        return t.fn("remainder", as_real(x), as_real(y))
 
     return pointwise(dtype, f, self, other)
 
@@ -170,8 +170,8 @@ def pow_(self: Any, exponent: Any) -> Value:
                     total = total * as_int(x)
                 return total
         if isinstance(y, float) and y == 0.5:
-            return t.make("fn", "sqrt", as_real(x))
-        return t.make("fn", "pow", as_real(x), as_real(y))
+            return t.fn("sqrt", as_real(x))
+        return t.fn("pow", as_real(x), as_real(y))
 
     return pointwise(dtype, f, self, exponent)
 
@@ -243,9 +243,7 @@ def _unary(*names: str) -> None:
                 for _, v in sorted(more.items())
                 if v is not None
             )
-            return pointwise(
-                _real(self.dtype), lambda x: t.make("fn", _name, as_real(x), *extra), self
-            )
+            return pointwise(_real(self.dtype), lambda x: t.fn(_name, as_real(x), *extra), self)
 
         MEANING[name] = f
 
@@ -274,7 +272,7 @@ def sign(self: Value) -> Value:
 def abs_(self: Value) -> Value:
     if self.kind == "int":
         return pointwise(self.dtype, lambda x: maximum(as_int(x), -as_int(x)), self)
-    return pointwise(self.dtype, lambda x: t.make("fn", "abs", as_real(x)), self)
+    return pointwise(self.dtype, lambda x: t.fn("abs", as_real(x)), self)
 
 
 @means("atan2", "hypot", "fmod", "prelu", "xlogy", "copysign")

@@ -232,7 +232,7 @@ def prod(self: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None)
 @means("logsumexp")
 def logsumexp(self: Value, dim: Any, keepdim: bool = False) -> Value:
     def over(sizes: Any, body: Any) -> t.Term:
-        return t.make("fn", "log", sum_over(sizes, lambda js: t.exp(as_real(body(js)))))
+        return t.fn("log", sum_over(sizes, lambda js: t.exp(as_real(body(js)))))
 
     return fold(self, dims_of(self, dim), keepdim, self.dtype, over)
 

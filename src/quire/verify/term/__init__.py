@@ -8,7 +8,7 @@
 The laws applied on the way are those of `laws.py`, each by name.
 """
 
-from quire.verify.term.arithmetic import add, exp, ind, ite, mul, positive
+from quire.verify.term.arithmetic import add, exp, fn, ind, ite, mul, positive
 from quire.verify.term.binder import bind, extreme, row
 from quire.verify.term.condition import and_, compare, eq, ge, not_, or_
 from quire.verify.term.core import (
@@ -36,7 +36,7 @@ from quire.verify.term.core import (
 
 __all__ = [
     "BINDERS", "CONSTANT_BITS", "FALSE", "NAN", "NINF", "ONE_", "PINF", "TRUE", "ZERO_", "Term",
-    "add", "addends", "and_", "bind", "compare", "const", "eq", "exp", "extreme", "ge", "ind",
-    "int_of", "ite", "make", "mul", "named", "not_", "number", "of_int", "or_", "positive", "read",
-    "row", "show", "substitute",
+    "add", "addends", "and_", "bind", "compare", "const", "eq", "exp", "extreme", "fn", "ge",
+    "ind", "int_of", "ite", "make", "mul", "named", "not_", "number", "of_int", "or_", "positive",
+    "read", "row", "show", "substitute",
 ]  # fmt: skip

@@ -254,7 +254,26 @@ def exp(x: Term) -> Term:
     return make("exp", x)
 
 
+def fn(name: str, *args: Any) -> Term:
+    """A function of which nothing is known, but of log: log(exp(a)·b) = a + log(b), b > 0."""
+    if name == "log" and len(args) == 1:
+        return _log(args[0])
+    return make("fn", name, *args)
+
+
+def _log(x: Term) -> Term:
+    c, factors = x.args if x.op == "mul" else (Fraction(1), ((x, 1),))
+    powers = [(f.args[0], k) for f, k in factors if f.op == "exp"]
+    rest = [(f, k) for f, k in factors if f.op != "exp"]
+    if not powers or c <= 0 or not all(positive(f) for f, _ in rest):
+        return make("fn", "log", x)
+    left = mul((const(c), 1), *rest)
+    logs = () if left is ONE_ else ((1, make("fn", "log", left)),)
+    return add(*((k, a) for a, k in powers), *logs)
+
+
 REMAKE |= {
+    "fn": fn,
     "ind": ind,
     "ite": ite,
     "int": of_int,

@@ -1,0 +1,48 @@
+"""An index that is data is known to be in range only where the graph reads at it."""
+
+from __future__ import annotations
+
+import pytest
+
+from quire.verify import term as t
+from quire.verify.decide import divmod_
+from quire.verify.kernel.instance import shows
+from quire.verify.poly import ONE, Poly, index, poly, variable
+
+SHAPE = (poly(5), poly(7))
+
+
+def bucket(a: Poly, b: Poly) -> Poly:
+    """A function of a distance, as T5's relative positions are."""
+    far = t.of_int(b - a)
+    return t.int_of(t.make("trunc", t.fn("tanh", far))) + 16 * t.int_of(t.ind(t.ge(b - a - 1)))
+
+
+KNOWN = bucket(index(0, SHAPE[0]), index(1, SHAPE[1]))
+
+
+def test_an_element_at_other_indices() -> None:
+    g, j = variable("g", [0], [4]), variable("j", [0], [6])
+    assert shows(KNOWN, SHAPE, bucket(g, j))
+    assert not shows(KNOWN, SHAPE, bucket(j, g))
+    assert not shows(KNOWN, SHAPE, bucket(g, j) + 1)
+
+
+@pytest.mark.parametrize(("last", "within"), [(6, True), (7, False)])
+def test_an_index_outside_shows_nothing(last: int, within: bool) -> None:
+    g, j = variable("g", [0], [4]), variable("j", [0], [last])
+    assert shows(KNOWN, SHAPE, bucket(g, j)) is within
+
+
+def test_digits_of_one_index() -> None:
+    s = variable("s", [0], [34])
+    assert shows(KNOWN, SHAPE, bucket(*divmod_(s, poly(7))))
+
+
+@pytest.mark.parametrize(("last", "within"), [(3, True), (4, False)])
+def test_what_is_read_of_a_part_says_nothing_of_the_rest(last: int, within: bool) -> None:
+    """The graph reads at ids[:, :4]; ids[0, 4] may be anything."""
+    shape = (ONE, poly(4))
+    known = t.int_of(t.read("ids", [index(0, ONE), index(1, poly(4))]))
+    i = variable("i", [0], [last])
+    assert shows(known, shape, t.int_of(t.read("ids", [poly(0), i]))) is within
