@@ -36,7 +36,10 @@ class Original:
     def cut(self, node: fx.Node, name: str = "") -> Value:
         """The tensor that `node` stands for, known by name only."""
         info = self.program.info(node)
-        return cut(name or self.inputs.get(node, node.name), self.shape(node), info.dtype)
+        return cut(name or self.name(node), self.shape(node), info.dtype)
+
+    def name(self, node: fx.Node) -> str:
+        return self.inputs.get(node, node.name)
 
     def value(self, node: fx.Node, given: Mapping[fx.Node, Value], memo: dict[Any, Any]) -> Any:
         """What `node` is, in terms of the values in `given`. Raises NoMeaning, NotShown."""

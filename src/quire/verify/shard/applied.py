@@ -19,7 +19,7 @@ from torch import fx
 
 from quire.verify.compare import closed, differ
 from quire.verify.original import Original
-from quire.verify.poly import ZERO, variable
+from quire.verify.poly import ZERO, Poly, single, variable
 from quire.verify.same import same
 from quire.verify.shard.attend import Attention, Groups, ranked_value
 from quire.verify.shard.order import Mesh
@@ -28,7 +28,10 @@ from quire.verify.shard.task import Hint, Task
 from quire.verify.shard.tensor import EXPECTED, Local, Namespace, Torch
 from quire.verify.steps import Step
 from quire.verify.structure import walk
+from quire.verify.term.core import RANGES
 from quire.verify.value import NoMeaning, NotShown, Value, indices, require
+
+Range = tuple[int, int]
 
 WRONG = 3
 """Statements that may make another tensor than the model's of that name before the proof is given
@@ -41,6 +44,7 @@ class Applied:
     def __init__(self, task: Task) -> None:
         program, names, ranks = task.program, task.names, task.ranks
         self.program, self.hints, self.outputs = program, task.hints, task.outputs
+        self.own = task.own
         self.original = Original(program)
         self.mesh = Mesh(ranks)
         self.hooks = RowParts(self.mesh, self._part_of, self._known)
@@ -48,7 +52,9 @@ class Applied:
         self.parts: dict[int, tuple[fx.Node, Hint, Value]] = {}
         """This rank's part of each tensor that is known by name, by its `id`."""
         self.steps: list[Step] = []
-        self.proved: dict[Any, Any] = {}
+        self.proved: dict[Any, Range | None] = {}
+        """Statements by their structure, and the range of the integers that each makes."""
+        self.between: dict[fx.Node, Range | None] = {}
         self.shared = 0
         self.functions = {(s.module, s.call): ast.parse(s.text).body[0] for s in task.sources}
         targets = {name: t for t, many in names.items() for name in many}
@@ -155,7 +161,7 @@ class Applied:
         key = None if node is None else self._signature(value, node, scope)
         if key is not None and node is not None and key in self.proved:
             at = self._hint(node.name)
-            scope[names[0]] = Local(self._cut(node, at, self.original.cut(node)))
+            scope[names[0]] = Local(self._named(node, at, self.proved[key]))
             self.shared += 1
             return
         infos = self.program.infos.get(node, ()) if node is not None else ()
@@ -182,6 +188,8 @@ class Applied:
         node, made = self.original.nodes.get(name), scope[name]
         if node is None or not isinstance(made, Local) or len(self.program.infos[node]) != 1:
             return
+        if name in self.own:
+            return
         at = self._hint(name)
         try:
             why, want = self._differs(made, node, at)
@@ -195,10 +203,21 @@ class Applied:
                 raise NotShown(f"{wrong[0].text}: {wrong[0].reason}")
             return
         self.steps.append(Step(1, f"{name}: {text}", "equal"))
-        small = closed(want.scalar)
-        scope[name] = Local(self._cut(node, at, want if small else self.original.cut(node)))
-        if key is not None and not small:
-            self.proved[key] = None
+        if closed(want.scalar):
+            scope[name] = Local(self._cut(node, at, want))
+            return
+        between = _range(made.value, want)
+        scope[name] = Local(self._named(node, at, between))
+        if key is not None:
+            self.proved[key] = between
+
+    def _named(self, node: fx.Node, at: Hint, between: Range | None) -> Value:
+        """The tensor known by name, and by the range of its elements, padding rows' included."""
+        if self.between.setdefault(node, between) != between:
+            raise NotShown(f"{node.name} is made twice, of another range")
+        if between is not None:
+            RANGES[self.original.name(node)] = between
+        return self._cut(node, at, self.original.cut(node))
 
     def _cut(self, node: fx.Node, at: Hint, whole: Value) -> Value:
         self.cuts[node] = whole
@@ -238,6 +257,8 @@ class Applied:
         it must equal, tensors known by name numbered in order."""
         order: dict[str, int] = {}
         held: list[Any] = []
+        if node.name in self.own:
+            return None
         shown = _Shown(self, scope, order, held)
         try:
             text = ast.unparse(shown.visit(ast.parse(ast.unparse(value), mode="eval").body))
@@ -284,7 +305,8 @@ class _Shown(ast.NodeTransformer):
                 self.held.append((at, whole.shape, whole.scalar))
             else:
                 number = self.order.setdefault(whole.name, len(self.order))
-                self.held.append((number, at, whole.shape, whole.dtype))
+                between = RANGES.get(whole.name)
+                self.held.append((number, at, whole.shape, whole.dtype, between))
         return ast.Name(f"v{len(self.held)}", ast.Load())
 
 
@@ -308,6 +330,21 @@ class Tree:
 
     def __call__(self, *given: Any, quire_call: int = 0) -> Any:
         return self._applied.call(self._path, quire_call, given)
+
+
+def _range(*parts: Value) -> Range | None:
+    """Numbers that all elements of the tensors, whole ones, lie between."""
+    lows, highs = [], []
+    for x in parts:
+        atom = single(x.scalar) if isinstance(x.scalar, Poly) else None
+        if atom is None or not atom.lower or not atom.upper:
+            return None
+        low, high = atom.lower[0].constant, atom.upper[0].constant
+        if low is None or high is None:
+            return None
+        lows.append(low)
+        highs.append(high)
+    return min(lows), max(highs)
 
 
 def _names(target: ast.expr) -> list[ast.Name]:

@@ -22,6 +22,7 @@ from quire.verify.shard.order import Order, edges
 from quire.verify.shard.task import Hooks, Runs, Task
 from quire.verify.shard.ways import ATTENTION, shown
 from quire.verify.steps import Step
+from quire.verify.term.core import RANGES
 from quire.verify.value import NoMeaning, NotShown
 
 
@@ -39,6 +40,7 @@ def prove_task(
     differs refutes."""
     start = time.perf_counter()
     reset()
+    RANGES.clear()
     log, conditions = decide.Log(), {}
     decide.LOGS.append(log)
     laws.CLAIMS.append(conditions)
@@ -55,6 +57,7 @@ def prove_task(
     ) as error:  # fmt: skip
         reason = f"the applied program is not one that can be read: {error!r}"
     finally:
+        RANGES.clear()
         decide.LOGS.remove(log)
         laws.CLAIMS.remove(conditions)
     bad = next((s for s in steps if s.line == 0 and s.verdict != "equal"), None)
