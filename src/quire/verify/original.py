@@ -12,7 +12,7 @@ from torch import fx
 
 from quire.capture.program import Operand, Program
 from quire.verify.meaning import MEANING, VIEWS
-from quire.verify.meaning.opaque import opaque
+from quire.verify.meaning.opaque import drawn, opaque
 from quire.verify.meaning.table import apply
 from quire.verify.poly import Poly
 from quire.verify.sizes import Sizes
@@ -81,6 +81,8 @@ class Original:
         facts = [([self.sizes(s) for s in info.shape], info.dtype) for info in op.outputs]
         try:
             known = name in MEANING or name in VIEWS
+            if not known:
+                drawn(op.target, given)
             result = apply(name, given) if known else opaque(str(op.target), given, facts)
         except (NoMeaning, NotShown) as error:
             raise type(error)(f"{node.name} = {op.target}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import attrs
@@ -37,6 +38,25 @@ def test_other_families_are_proved(family: str, way: str) -> None:
     """Sliding windows, padding masks, whole masks, a class token."""
     found = prove_task(sharded(family, 13, 4, way), hooks())
     assert found.verdict == "proved", found.reason
+
+
+@pytest.mark.parametrize("way", ["ring", "ulysses"])
+def test_a_mixture_of_experts_is_proved(way: str) -> None:
+    """Each rank sorts its own tokens by expert, padding among them."""
+    found = prove_task(sharded("mixtral", 13, 4, way), hooks())
+    assert found.verdict == "proved", found.reason
+    assert {"law:sort-groups:0", "axiom:sort-order"} <= {c.id for c in found.claims}
+
+
+def test_tokens_of_a_range_that_is_not_known_are_not_given_to_experts() -> None:
+    """What is known of topk's choice is that it names an expert: without it nothing is proved."""
+    honest = sharded("mixtral", 13, 4, "ring")
+    source = next(s for s in honest.sources if ".topk." in s.text)
+    text = re.sub(r"(getitem_\d+) = topk\[1\]", r"\1 = aten.add.Tensor(topk[1], 1)", source.text)
+    assert text != source.text
+    told = [attrs.evolve(s, text=text) if s is source else s for s in honest.sources]
+    found = prove_task(attrs.evolve(honest, sources=tuple(told)), hooks(), refute=False)
+    assert found.verdict == "unknown"
 
 
 def test_packed_documents_are_proved() -> None:

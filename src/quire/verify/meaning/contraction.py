@@ -141,6 +141,7 @@ def grouped_mm(
         raise NoMeaning("a grouped product that is not of rows in groups")
     groups, inner, width = mat2.shape
     require(same_size(inner, self.shape[1], "sizes agree"), "grouped product of other sizes")
+    require(same_size(offs.shape[0], groups, "sizes agree"), "other groups than matrices")
 
     def element(idx: list[Poly]) -> Any:
         def before(g: Poly) -> Any:

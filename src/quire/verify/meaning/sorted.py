@@ -68,8 +68,7 @@ def group_at(row: Poly, rows: Poly, groups: Poly, ends: Value) -> Poly | None:
         return None
     size, key, n = found
     inside = same_size(size, rows, "as many keys as rows") and all(
-        prove(x, why="a key is a group")
-        for x in (key, groups - 1 - key, row, rows - 1 - row)
+        prove(x, why="a key is a group") for x in (key, groups - 1 - key, row, rows - 1 - row)
     )
     if not inside:
         return None

@@ -10,7 +10,7 @@ from quire.verify.decide import divmod_
 from quire.verify.meaning.loss import MEAN, SUM, summed
 from quire.verify.poly import ZERO, Poly, poly, variable
 from quire.verify.shard.order import Mesh, Order, Place, place
-from quire.verify.shard.sums import sum_ranks
+from quire.verify.shard.sums import extreme_ranks, sum_ranks
 from quire.verify.shard.tensor import Local
 from quire.verify.term.core import flat
 from quire.verify.value import NoMeaning, NotShown, Value, build, convert, cut, number, require
@@ -117,7 +117,16 @@ class Ranks:
 
     def max_ranks(self, x: Local, group: Any, largest: bool = True) -> Local:
         self.over(group, "an extreme")
-        raise NoMeaning("an extreme over ranks")
+        value = x.value
+        if value.kind != "real":
+            raise NoMeaning("an extreme over ranks of other than real numbers")
+        op = "max" if largest else "min"
+        joined = build(
+            value.shape,
+            value.dtype,
+            lambda idx: extreme_ranks(op, value.real(idx), self.mesh),
+        )
+        return Local(joined)
 
     def cross_entropy(
         self, scores: Local, target: Local, weight: Local | None, reduction: int, ignore_index: int,

@@ -9,7 +9,7 @@ import torch
 from quire.verify import term as t
 from quire.verify.decide import divmod_, minimum
 from quire.verify.meaning import MEANING, VIEWS
-from quire.verify.meaning.opaque import opaque
+from quire.verify.meaning.opaque import drawn, opaque
 from quire.verify.meaning.table import apply, named
 from quire.verify.poly import poly
 from quire.verify.value import NoMeaning, Value, build
@@ -120,6 +120,7 @@ def call(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = overload._schema.name.split("::")[1]
     if name in MEANING or name in VIEWS:
         return local(apply(name, known))
+    drawn(overload, known)
     target, facts = EXPECTED[-1] if EXPECTED else ("", ())
     if str(overload) != target:
         raise NoMeaning(f"no meaning for {overload}")
