@@ -34,23 +34,23 @@ def test_every_rank_holds_a_certificate_of_every_length(ranks: Any) -> None:
 
 
 class Dropping(nn.Module):
-    """Attention, and a dropout of `odds` after it."""
+    """Attention that drops, and a dropout after it."""
 
-    def __init__(self, odds: float) -> None:
+    def __init__(self, within: float, after: float) -> None:
         super().__init__()
-        self.qkv, self.drop = nn.Linear(8, 24), nn.Dropout(odds)
+        self.within, self.qkv, self.drop = within, nn.Linear(8, 24), nn.Dropout(after)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=self.within)
         return self.drop(mixed.transpose(1, 2).flatten(2))
 
 
 def test_what_is_unknown_is_said() -> None:
     """It is handed out with its reason, unless that is not wanted."""
     batch = (torch.randn(2, 13, 8),)
-    assert quire.prove_shard(Dropping(0.0).train(), batch, ranks=4).verdict == "proved"
-    found = quire.prove_shard(Dropping(0.1).train(), batch, ranks=4)
+    assert quire.prove_shard(Dropping(0.0, 0.1).train(), batch, ranks=4).verdict == "proved"
+    found = quire.prove_shard(Dropping(0.1, 0.0).train(), batch, ranks=4)
     assert found.verdict == "unknown"
     assert "what is dropped is drawn" in found.reason
     assert certified(found, allow_unknown=True) is found

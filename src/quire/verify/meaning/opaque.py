@@ -9,19 +9,18 @@ import torch
 
 from quire.verify import term as t
 from quire.verify.poly import Poly, atom_of, variable
-from quire.verify.value import NoMeaning, Value, as_real, build, kind_of
+from quire.verify.value import Value, as_real, build, kind_of
 
 Fact = tuple[Sequence[Any], torch.dtype]
 
 
-def drawn(target: Any, given: Mapping[str, Any]) -> None:
-    """Raises NoMeaning for an op that draws random numbers: it is no function of its operands."""
+def draws(target: Any, given: Mapping[str, Any]) -> bool:
+    """Whether an op draws random numbers: it is no function of its operands alone."""
     if torch.Tag.nondeterministic_seeded not in target.tags:
-        return
+        return False
     odds = [given[name] for name in ("p", "dropout", "dropout_p") if name in given]
     idle = any(given.get(name) is False for name in ("train", "training"))
-    if not idle and (not odds or any(odds)):
-        raise NoMeaning(f"{target} draws random numbers: it is no function of its operands")
+    return not idle and (not odds or any(odds))
 
 
 def opaque(name: str, given: Mapping[str, Any], outputs: Sequence[Fact]) -> Value | tuple[Any, ...]:

@@ -75,6 +75,11 @@ SHARD_LAWS = (
         "attention-backward",
         "the registered backward of ring_attention is the derivative of what it computes",
     ),
+    Law(
+        "draws",
+        "what is drawn for a tensor that all ranks hold is the same on each, as their generators "
+        "are in one state; what it is may be any: results are the model's for the same outcomes",
+    ),
     Law("replicas", "all ranks hold the same parameters and are given the same batch"),
     Law(
         "autograd",
