@@ -176,13 +176,15 @@ class _Shown(ast.NodeTransformer):
             raise NoMeaning(f"{node.id}, which is no tensor")
         return node
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+    def visit_Attribute(self, node: ast.Attribute | ast.Subscript) -> ast.AST:
         x = self.of_self(node)
         if isinstance(x, Local):
             return self.held.add(x)
         if x is not None:
             raise NoMeaning(f"{ast.unparse(node)}, which is handed on")
         return self.generic_visit(node)
+
+    visit_Subscript = visit_Attribute
 
     def of_self(self, node: ast.expr) -> Any:
         """The weight or module that `self.…` names; None for other texts."""
@@ -218,9 +220,12 @@ class _Whole(_Shown):
         called = self.of_self(node.func)
         if called is None or isinstance(called, Local):
             return self.generic_visit(node)
-        numbers = [k.value for k in node.keywords if k.arg == "quire_call"]
-        number = numbers[0].value if numbers and isinstance(numbers[0], ast.Constant) else 0
-        place = _function(self.held, called.path, int(str(number)), self.texts)
+        number = 0
+        for k in node.keywords:
+            if k.arg != "quire_call" or not isinstance(k.value, ast.Constant):
+                raise NoMeaning(f"{ast.unparse(node)}")
+            number = int(str(k.value.value))
+        place = _function(self.held, called._path, number, self.texts)
         args = [self.visit(a) for a in node.args]
         return ast.Call(ast.Name(f"f{place}", ast.Load()), args, [])
 

@@ -297,10 +297,10 @@ class Tree:
     """`self`: a module by its path. Its parameters are tensors, its submodules can be called."""
 
     def __init__(self, applied: Applied, path: str) -> None:
-        self._applied, self.path = applied, path
+        self._applied, self._path = applied, path
 
     def _at(self, name: str) -> Any:
-        path = f"{self.path}.{name}".strip(".")
+        path = f"{self._path}.{name}".strip(".")
         if path in self._applied.state:
             return self._applied.weight(path)
         return Tree(self._applied, path)
@@ -312,7 +312,7 @@ class Tree:
         return self._at(str(at))
 
     def __call__(self, *given: Any, quire_call: int = 0) -> Any:
-        return self._applied.call(self.path, quire_call, given)
+        return self._applied.call(self._path, quire_call, given)
 
 
 def _range(*parts: Value) -> Range | None:
