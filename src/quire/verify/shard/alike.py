@@ -103,9 +103,12 @@ def function_key(
     held = _Held(known)
     try:
         for x in given:
-            if not isinstance(x, Local):
+            if isinstance(x, Local):
+                held.add(x)
+            elif type(x) is int:
+                held.rows.append(x)
+            else:
                 return None
-            held.add(x)
         texts: list[str] = []
         _function(held, module, number, texts)
         return held.key(texts, nodes)
@@ -172,6 +175,8 @@ class _Shown(ast.NodeTransformer):
         x = self.find(node.id)
         if isinstance(x, Local):
             return self.held.add(x)
+        if type(x) is int:
+            return ast.Constant(x)
         if node.id != "self" and (x is None or x is not self.held.known.scope.get(node.id)):
             raise NoMeaning(f"{node.id}, which is no tensor")
         return node
