@@ -203,3 +203,32 @@ def test_other_draws_are_not_taken_for_the_models() -> None:
         told = [attrs.evolve(s, text=text) if s is old else s for s in honest.sources]
         found = prove_task(attrs.evolve(honest, sources=tuple(told)), hooks(), refute=False)
         assert found.verdict == "unknown", text
+
+
+class Counting(nn.Module):
+    """Attention, and the sum of the rows whose place is one of the sequence's: all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        inside = (torch.arange(x.shape[1]) < x.shape[1]).to(x.dtype)
+        return (mixed * inside[:, None]).sum(1)
+
+
+def test_a_place_in_the_model_says_nothing_of_padding() -> None:
+    """Rows past the end hold the last row's place: they count unless they are filled."""
+    model = Counting()
+    program = from_exported(export_training(model, (torch.randn(2, 13, 8),), {}))
+    plan = plan_shards(program, 4, topology_of(None, "cpu"))
+    honest = task(program, plan, built(model, program, plan).functions, names_of(model, program))
+    assert prove_task(honest, hooks()).verdict == "proved"
+    (root,) = honest.sources if len(honest.sources) == 1 else honest.sources[-1:]
+    text = re.sub(r"ranks\.fill_rows\((\w+), .*\)", r"\1", root.text)
+    assert text != root.text
+    told = [attrs.evolve(s, text=text) if s is root else s for s in honest.sources]
+    found = prove_task(attrs.evolve(honest, sources=tuple(told)), hooks(), refute=False)
+    assert found.verdict == "unknown"

@@ -12,7 +12,7 @@ from quire.verify.compare import differ
 from quire.verify.interpret import tensor
 from quire.verify.prove import reset
 from quire.verify.shard.hooks import Ranks
-from quire.verify.shard.order import Mesh, Order
+from quire.verify.shard.order import Mesh, Order, Place
 from quire.verify.shard.tensor import Local
 from quire.verify.value import NotShown, build, cut
 
@@ -119,3 +119,16 @@ def test_another_mesh_is_refused() -> None:
         ranks.my_rows(x, 0, 1, 8, 2, 1, "GROUP", 0.0)
     with pytest.raises(NotShown):
         ranks.sum_ranks(x, "another group")
+
+
+def test_padding_rows_hold_the_last_row() -> None:
+    """As the runtime's docstring says: not what another tensor's padding holds."""
+    ranks = ranks_of((4, 1))
+    x = cut("x", [13], torch.float64)
+    held = Local(ranks.mesh.seen(Place(0, Order(13, 4)), x))
+    again = ranks.my_rows(
+        ranks.gather_rows(held, 0, 1, 13, 4, 1, "GROUP"), 0, 1, 13, 4, 1, "GROUP", None
+    )
+    assert differ(ranks.gather_rows(again, 0, 1, 13, 4, 1, "GROUP").value, x) == ""
+    with pytest.raises(NotShown):
+        ranks.sum_ranks(held.sub(again).sum(), "GROUP")

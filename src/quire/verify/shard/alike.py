@@ -64,12 +64,10 @@ class _Held:
         else:
             node, at, _ = found
             whole = self.known.cuts.get(node) or self.known.original.cut(node)
-            if whole.name is None:
-                self.rows.append((at, whole.shape, whole.scalar))
-            else:
-                number = self.order.setdefault(whole.name, len(self.order))
-                between = RANGES.get(whole.name)
-                self.rows.append((number, at, whole.shape, whole.dtype, between))
+            name = whole.name or self.known.original.name(node)  # that of its padding rows
+            number = self.order.setdefault(name, len(self.order))
+            more = whole.scalar if whole.name is None else RANGES.get(name)
+            self.rows.append((number, at, whole.shape, whole.dtype, more))
         return ast.Name(f"v{len(self.rows)}", ast.Load())
 
     def key(self, texts: Sequence[str], nodes: Sequence[fx.Node]) -> Key:

@@ -104,7 +104,7 @@ class Applied:
         key = None
         if module and nodes and len(nodes) == len(names):
             key = function_key(self, module, number, given, nodes)
-        if key is not None and key in self.again:
+        if key in self.again and not any(n in self.cuts for n in nodes):
             self.shared += 1
             ranges = zip(nodes, self.again[key], strict=True)
             made = tuple(Local(self._named(n, self.hint(n.name), b)) for n, b in ranges)
@@ -170,8 +170,13 @@ class Applied:
         node, at, _ = found
         return node, at, self.cuts.get(node) or self.original.cut(node)
 
+    def _is_part(self, x: Local, node: fx.Node) -> bool:
+        found = self.parts.get(id(x.value))
+        return found is not None and found[0] is node
+
     def _known(self, node: fx.Node, at: Hint, whole: Value) -> Value:
-        part = whole if at is None else self.mesh.seen(at, whole)
+        past = self.original.cut(node) if whole.name is None else None
+        part = whole if at is None else self.mesh.seen(at, whole, past)
         self.parts[id(part)] = node, at, part
         return part
 
@@ -187,7 +192,8 @@ class Applied:
         key = None
         if node is not None and node.name not in self.own and not self.original.draws(node):
             key = statement_key(self, value, node, scope, module)
-        if key is not None and node is not None and key in self.proved:
+        if key is not None and node not in self.cuts and key in self.proved:
+            assert node is not None
             at = self.hint(node.name)
             scope[names[0]] = Local(self._named(node, at, self.proved[key]))
             self.shared += 1
@@ -227,8 +233,8 @@ class Applied:
         node, made = self.original.nodes.get(name), scope[name]
         if node is None or not isinstance(made, Local) or len(self.program.infos[node]) != 1:
             return
-        if name in self.own:
-            return
+        if name in self.own or (node in self.cuts and not self._is_part(made, node)):
+            return  # a tensor of that name is held already: its padding rows may be others
         at = self.hint(name)
         try:
             why, want = self._differs(made, node, at)
@@ -252,8 +258,7 @@ class Applied:
 
     def _named(self, node: fx.Node, at: Hint, between: Range | None) -> Value:
         """The tensor known by name, and by the range of its elements, padding rows' included."""
-        if self.between.setdefault(node, between) != between:
-            raise NotShown(f"{node.name} is made twice, of another range")
+        self.between[node] = between
         if between is not None:
             RANGES[self.original.name(node)] = between
         return self._cut(node, at, self.original.cut(node))

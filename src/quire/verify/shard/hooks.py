@@ -45,9 +45,15 @@ class Ranks:
     ) -> Local:  # fmt: skip
         value = x.value
         at = Place(dim % value.ndim, self.order(size, ranks, ring, group), outer)
-        if fill is None:  # nothing is claimed of padding
-            return Local(self.mesh.seen(at, value))
-        return Local(self._inside(self.mesh.seen(at, value), at, fill))
+        rows = self.mesh.seen(at, value)
+        if fill is not None:
+            return Local(self._inside(rows, at, lambda _: filled(fill, value.kind)))
+
+        def last(idx: list[Poly]) -> Any:
+            o = divmod_(idx[at.dim], at.order.rows)[0] if outer > 1 else ZERO
+            return value.at([*idx[: at.dim], o * size + (size - 1), *idx[at.dim + 1 :]])
+
+        return Local(self._inside(rows, at, last))
 
     def fill_rows(
         self, x: Local, dim: int, outer: int, size: int, ranks: int, ring: int, group: Any,
@@ -56,14 +62,14 @@ class Ranks:
         value = x.value
         at = Place(dim % value.ndim, self.order(size, ranks, ring, group), outer)
         require(value.shape[at.dim].constant == at.local, "rows of another number")
-        return Local(self._inside(value, at, fill))
+        return Local(self._inside(value, at, lambda _: filled(fill, value.kind)))
 
-    def _inside(self, value: Value, at: Place, fill: float) -> Value:
+    def _inside(self, value: Value, at: Place, fill: Callable[[list[Poly]], Any]) -> Value:
         def element(idx: list[Poly]) -> Any:
             rows = divmod_(idx[at.dim], at.order.rows)[1] if at.outer > 1 else idx[at.dim]
             p = place(at.order, self.mesh.flat(at.order, rows))
             inside = t.ge(poly(at.order.size - 1) - p)
-            return t.ite(inside, value.at(idx), filled(fill, value.kind))
+            return t.ite(inside, value.at(idx), fill(idx))
 
         return build(value.shape, value.dtype, element)
 
