@@ -48,8 +48,10 @@ def task(
     names: Mapping[str, Sequence[str]],
     *,
     whole_outputs: bool = False,
+    lengths: Sequence[int] = (),
 ) -> Task:
-    """What is to be proved of the functions that ranks run."""
+    """What is to be proved of the functions that ranks run; with free lengths at `lengths`, which
+    `program` and `plan` are of."""
     outputs = [None if whole_outputs else _place(plan, p) for p in plan.outputs]
     return Task(
         program,
@@ -59,6 +61,7 @@ def task(
         _hints(program, plan),
         tuple(outputs),
         plan.to_json(),
+        tuple(lengths),
     )
 
 

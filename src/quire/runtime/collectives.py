@@ -31,6 +31,11 @@ def rank_of(group: str) -> int:
     return dist.get_rank(resolve(group))
 
 
+def local_rows(size: int, ranks: int, ring: int) -> int:
+    """A rank's rows of a sequence of `size`, padding included."""
+    return Layout(size, ranks, ring).local
+
+
 def _all_to_all(x: Tensor, group: str, what: str) -> Tensor:
     sizes = [1] * x.shape[0]
     x = x.contiguous()

@@ -40,6 +40,9 @@ class Task:
     hints: Mapping[str, Hint]
     outputs: tuple[Hint, ...]
     plan: str = ""
+    lengths: tuple[int, ...] = ()
+    """What the root's function is given after the user's tensors: `program` is that of these
+    lengths."""
 
 
 @attrs.frozen(eq=False)
