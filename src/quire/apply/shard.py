@@ -27,6 +27,8 @@ from quire.plan.shard.plan import Candidate, Placed, ShardPlan, Site, Step, Stre
 aten: Any = torch.ops.aten
 
 _VIEWS = {aten.view.default, aten._unsafe_view.default}
+_SHOWN = FloorDiv | Mod | PythonMod
+"""Functions of sizes that have a text."""
 _FLOAT_MAX = {"max": "-float('inf')", "min": "float('inf')"}
 
 
@@ -129,7 +131,7 @@ class _Writer:
         if isinstance(size, int):
             return str(size)
         shown = size.xreplace(self.sizes)
-        if odd := [f for f in shown.atoms(sympy.Function) if not isinstance(f, FloorDiv | Mod | PythonMod)]:
+        if odd := [f for f in shown.atoms(sympy.Function) if not isinstance(f, _SHOWN)]:
             raise CaptureError(
                 f"a size is {size}",
                 allowed="sums, products and whole parts of quotients of lengths",

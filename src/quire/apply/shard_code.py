@@ -136,9 +136,7 @@ def _child(line: Line, module: str) -> str | None:
 
 
 class _Writer:
-    def __init__(
-        self, lines: Lines, names: Mapping[str, Sequence[str]], program: int = 0
-    ) -> None:
+    def __init__(self, lines: Lines, names: Mapping[str, Sequence[str]], program: int = 0) -> None:
         self.program = program
         self.state = dict(lines.state)
         self.names = names

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from quire.plan.layout import Layout
+from quire.plan.layout import Layout, local_rows  # noqa: F401  (called as ranks.local_rows)
 from quire.runtime.failure import guarded, resolve
 from quire.runtime.row_parts import in_parts  # noqa: F401  (called as ranks.in_parts)
 
@@ -29,11 +29,6 @@ _c10d: Any = torch.ops._c10d_functional
 
 def rank_of(group: str) -> int:
     return dist.get_rank(resolve(group))
-
-
-def local_rows(size: int, ranks: int, ring: int) -> int:
-    """A rank's rows of a sequence of `size`, padding included."""
-    return Layout(size, ranks, ring).local
 
 
 def _all_to_all(x: Tensor, group: str, what: str) -> Tensor:

@@ -25,10 +25,11 @@ from torch import fx
 from quire.capture.program import Op, Program, Size, TensorInfo, evaluate
 from quire.errors import CaptureError
 from quire.flow.registry import flow_of
-from quire.flow.relation import Axis, Flow, Join, Part, Span
+from quire.flow.relation import Axis, Flow, Join, Part
 from quire.plan.layout import Layout
 from quire.plan.shard.plan import Placed, Site, Step
 from quire.plan.shard.routed import routed
+from quire.plan.shard.units import Unit, fits, local_shape, mentions, placed_by, plain, unit_of
 
 aten: Any = torch.ops.aten
 
@@ -36,15 +37,6 @@ LOSSES = (aten.cross_entropy_loss.default,)
 """Means that weigh rows by the data: the flow cannot split them, `collectives` can."""
 
 _KINDS = {Join.SUM: "sum", Join.MEAN: "mean", Join.MAX: "max", Join.MIN: "min"}
-
-
-@attrs.frozen
-class Unit:
-    """Units of an axis as rows of the sequence: `outer` blocks of `size` rows of `scale` units."""
-
-    outer: int
-    size: Size
-    scale: int
 
 
 @attrs.frozen(eq=False)
@@ -55,39 +47,6 @@ class Spreading:
     steps: dict[fx.Node, Step]
     wants: dict[fx.Node, Placed]
     notes: tuple[str, ...]
-
-
-def unit_of(read: Span, placed: Placed) -> Unit | None:
-    """The units of an axis that reads `read` which `placed` holds parts of."""
-    if read.dim != placed.dim or read.lo != 0 or read.hi != 0 or placed.routed:
-        return None
-    scale, outer = read.scale, read.outer
-    if not isinstance(scale, int) or not isinstance(outer, int) or placed.scale % scale:
-        return None
-    if outer == placed.outer:
-        return Unit(1, placed.size, placed.scale // scale)
-    return Unit(placed.outer, placed.size, placed.scale // scale) if outer == 1 else None
-
-
-def placed_by(span: Span | None, unit: Unit) -> Placed | None:
-    """Where `unit` puts the rows of a tensor that an axis reads or writes at `span`."""
-    if span is None or (span.lo, span.hi) != (0, 0):
-        return None
-    scale, outer = span.scale, span.outer
-    if not isinstance(scale, int) or not isinstance(outer, int) or (unit.outer > 1 and outer > 1):
-        return None
-    return Placed(span.dim, unit.size, max(outer, unit.outer), unit.scale * scale)
-
-
-def fits(placed: Placed, info: TensorInfo) -> bool:
-    return info.shape[placed.dim] == placed.outer * placed.size * placed.scale
-
-
-def local_shape(shape: Sequence[Any], placed: Placed | None, local: Size) -> tuple[Size, ...]:
-    if placed is None:
-        return tuple(shape)
-    rows = placed.outer * local * placed.scale
-    return tuple(rows if d == placed.dim else s for d, s in enumerate(shape))
 
 
 class Placer:
@@ -336,12 +295,12 @@ class Placer:
         start = sympy.Symbol("start", integer=True)
         length = unit.outer * local * unit.scale
         changed = axis.edit(Part(op, start, start + length, shapes))
-        if any(_mentions(v, start) for v in changed.values()):
+        if any(mentions(v, start) for v in changed.values()):
             return None
         names = {a.name for a in op.target._schema.arguments}
         if any(k not in names for k in changed):
             return None
-        return tuple((k, _plain(v)) for k, v in changed.items())
+        return tuple((k, plain(v)) for k, v in changed.items())
 
     def _loss(self, op: Op, held: Sequence[Placed | None]) -> Step | None:
         scores, target = op["self"], op["target"]
@@ -405,15 +364,3 @@ def _bytes(info: TensorInfo, placed: Placed | None, placer: Placer) -> int:
     if placed is not None:
         shape = local_shape(info.shape, placed, placer.rows(placed.size))
     return placer.number(math.prod(shape)) * info.dtype.itemsize
-
-
-def _mentions(value: Any, symbol: sympy.Symbol) -> bool:
-    if isinstance(value, list | tuple):
-        return any(_mentions(v, symbol) for v in value)
-    return isinstance(value, sympy.Expr) and symbol in value.free_symbols
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(_plain(v) for v in value)
-    return int(value) if isinstance(value, sympy.Integer) else value
