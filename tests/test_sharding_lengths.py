@@ -80,7 +80,7 @@ def _whole(family: str, sizes: list[int]) -> list[Answer]:
 
 
 def test_lengths_share_programs_and_captures(ranks: Any) -> None:
-    """The example's own, then one capture for all others; one program for 21 … 24, one for 33 … 40."""
+    """The example's own, then one capture for all others: programs for 21 … 24 and 33 … 40."""
     sizes = [37, 22, 23, 37, 40, 39, 24]
     first, second, *_ = ranks.run(_lengths, family="llama", sizes=sizes)
     for answers in (first, second):

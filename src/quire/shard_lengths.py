@@ -20,7 +20,7 @@ from quire.capture.program import Program, leaf_paths
 from quire.errors import BudgetError, CaptureError
 from quire.plan.shard.lengths import bucket, free_plan, plan_at
 from quire.plan.shard.plan import ShardPlan
-from quire.runtime.programs import Built, Free, Length
+from quire.runtime.programs import Built, Free, Length, kind_of
 
 Env = dict[sympy.Symbol, int]
 Ranges = tuple[range, ...]
@@ -57,12 +57,12 @@ class FreeLengths:
         number: int,
     ) -> Built:
         """One program for the bucket of the call's lengths. Raises CaptureError, BudgetError."""
-        leaves = pytree.tree_leaves((args, kwargs))
+        leaves, spec = pytree.tree_flatten((args, kwargs))
         lengths = free.lengths(leaves)
         buckets = tuple(bucket(n) for n in lengths)
         if min(lengths) < 2:
             raise CaptureError(f"a length of {min(lengths)}", allowed="free lengths from 2 on")
-        kind = free, free.rest(leaves), model.training, tuple(kwargs)
+        kind = free, free.rest(leaves), kind_of(leaves, spec, model.training)
         if why := self.refused.get((kind, buckets)):
             raise CaptureError(why)
         try:
@@ -71,6 +71,9 @@ class FreeLengths:
         except CaptureError as error:
             self.refused[kind, buckets] = error.found
             raise
+        except TypeError as error:  # sympy's, of an expression that has no number yet
+            self.refused[kind, buckets] = f"a number is needed where a length is free: {error}"
+            raise CaptureError(self.refused[kind, buckets]) from error
 
     def _program(
         self,

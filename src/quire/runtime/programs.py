@@ -179,7 +179,7 @@ class Runner:
         """The program of a call, made if there is none, and the call's lengths as it wants them."""
         kwargs = dict(sorted(kwargs.items()))
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        kind = _kind(leaves, spec, self.root.training)
+        kind = kind_of(leaves, spec, self.root.training)
         shapes = kind, tuple(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
         number = self.exact.get(shapes)
         if number is None:
@@ -190,7 +190,9 @@ class Runner:
             if kind not in self.free:
                 sizes = {n for s in self.kept[number].plan.sites for n in (s.q_size, s.k_size)}
                 self.free[kind] = Free.of(leaves, sizes)
-        built = self.kept[number] = self.kept.pop(number)
+        if next(reversed(self.kept)) != number:
+            self.kept[number] = self.kept.pop(number)
+        built = self.kept[number]
         lengths = built.read(leaves)
         if lengths:
             self._agree(
@@ -329,7 +331,8 @@ def constant_name(target: str, number: int = 0) -> str:
     return f"quire_constant_{target.replace('.', '_')}{of}"
 
 
-def _kind(leaves: Sequence[Any], spec: pytree.TreeSpec, training: bool) -> Any:
+def kind_of(leaves: Sequence[Any], spec: pytree.TreeSpec, training: bool) -> Any:
+    """What a program rests on beside the sizes of its inputs."""
     shown = tuple((x.dim(), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
     return shown, str(spec), training
 

@@ -76,12 +76,14 @@ def captured() -> tuple[nn.Module, Program]:
     return model, from_exported(export_training(model, (ids, ids.clone()), {}, free))
 
 
-def planned(way: Any, parts: int = 1, shortest: int = 5) -> tuple[Program, ShardPlan, Any]:
+def planned(
+    way: Any, parts: int = 1, shortest: int = 5, rows: int | None = None
+) -> tuple[Program, ShardPlan, Any]:
     """For 4 ranks and the lengths up to 16."""
     _, program = captured()
     (symbol,) = program.symbols
     longest = {symbol.name: 16}
-    plan = in_parts(program.at(longest), 4, [way], parts, None)
+    plan = in_parts(program.at(longest), 4, [way], parts, rows)
     return program, free_plan(program, plan, longest, {symbol.name: shortest}), symbol.name
 
 
@@ -121,7 +123,7 @@ def test_one_text_is_right_at_every_length(size: int, parts: int) -> None:
 
 
 def test_lengths_with_fewer_rows_than_a_part_are_refused() -> None:
-    """Two rows at a time, of which a rank of 4 tokens in zigzag has 2, and one of 3 too."""
-    assert planned("gathered", 2, 5)
+    """Three rows at a time: of 9 tokens a rank has four, in zigzag, of 8 it has two."""
+    assert planned("ring", 2, 9, rows=3)
     with pytest.raises(CaptureError, match=r"layers\.0"):
-        planned("gathered", 2, 4)
+        planned("ring", 2, 8, rows=3)

@@ -1,6 +1,6 @@
 """What a shard plan says: frozen data, by node name, without tensors or process groups.
 
-Sizes are those of one length, or expressions of lengths that are free (`plan.shard.lengths`).
+Sizes are ints, of one length, or expressions of lengths that are free (`plan.shard.lengths`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import attrs
 
-from quire.capture.program import Size
 from quire.plan.layout import Layout
 
 Way = Literal["ulysses", "ring", "gathered", "hybrid", "rows"]
@@ -22,7 +21,7 @@ class Placed:
     `scale` elements each. `routed`: each rank holds its own rows, in an order the data chose."""
 
     dim: int
-    size: Size
+    size: Any
     outer: int = 1
     scale: int = 1
     routed: bool = False
@@ -58,7 +57,7 @@ class Stretch:
 
     module: str
     nodes: tuple[str, ...]
-    size: Size
+    size: Any
     rows: int
     steps: tuple[Step, ...]
     given: tuple[tuple[str, Placed], ...]
@@ -112,8 +111,8 @@ class Site:
     heads: int
     kv: int
     depth: int
-    q_size: Size
-    k_size: Size
+    q_size: Any
+    k_size: Any
     itemsize: int
     plain: str = ""
     """Why the graph's own op must run, on gathered keys and values; "" if it need not."""
