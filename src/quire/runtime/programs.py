@@ -225,6 +225,9 @@ class Runner:
         except CaptureError:  # a program of this length will do
             return None
         self.ranged.setdefault(rest, []).append(number)
+        built = self.kept[number]
+        if built.certify is not None:
+            self.certificates[number, *built.read(leaves)] = built.certificate
         return number
 
     def _make(self, build: Build, call: Call) -> int:

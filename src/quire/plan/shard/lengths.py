@@ -51,7 +51,11 @@ def free_plan(program: Program, plan: ShardPlan, longest: Env, shortest: Env) ->
         plan,
         sites=sites,
         steps=tuple(spreading.steps.values()),
-        inputs=tuple((path, places[_node(program, path).name]) for path, _ in plan.inputs),
+        inputs=tuple(
+            (i.target, at)
+            for i in program.users_inputs()
+            if (at := spreading.wants.get(i.node)) is not None
+        ),
         outputs=tuple(
             spreading.places.get(o) if isinstance(o, fx.Node) else None for o in program.outputs
         ),
@@ -70,10 +74,6 @@ def free_plan(program: Program, plan: ShardPlan, longest: Env, shortest: Env) ->
     for env in (longest, shortest):
         _check(program.at(env), plan_at(free, env))
     return free
-
-
-def _node(program: Program, path: str) -> fx.Node:
-    return next(i.node for i in program.users_inputs() if i.target == path)
 
 
 def _size(placed: Any) -> Any:
