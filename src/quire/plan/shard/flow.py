@@ -77,7 +77,8 @@ class Placer:
     def layout(self, size: int) -> Layout:
         return Layout(size, self.ranks, self.ring)
 
-    def rows(self, size: Size) -> Size:
+    def rows(self, size: Any) -> Any:
+        """A rank's rows of a sequence of `size`; a symbol where that is free."""
         if self.some is not None:
             return self.some
         if isinstance(size, int):
