@@ -176,6 +176,7 @@ def _odd(scaled: bool) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
             grads += [loss.detach(), one.inner.weight.grad.clone()]
         found.append(tuple(grads))
     assert small._quire.made == 4
+    assert "a program of this length alone: " in small.plan.explain()
     return found
 
 

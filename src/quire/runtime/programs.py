@@ -62,11 +62,12 @@ class Built:
 
 @attrs.frozen
 class Free:
-    """Sizes of a kind of call that may differ: leaf, dim, and the number of the length it is; and
-    the lengths of the first call."""
+    """Sizes of a kind of call that may differ: leaf, dim, and the number of the length it is; the
+    lengths of the first call, and the numbers of those that have differed since."""
 
     dims: tuple[tuple[int, int, int], ...]
     first: tuple[int, ...] = ()
+    varied: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, leaves: Sequence[Any], sizes: set[Any]) -> Free:
@@ -80,16 +81,28 @@ class Free:
         ]
         return cls(_numbered(found), tuple(dict.fromkeys(n for _, _, n in found)))
 
+    def after(self, leaves: Sequence[Any]) -> Free:
+        """With one more call: dims that differ in it are other lengths."""
+        found = [(i, d, (k, leaves[i].shape[d])) for i, d, k in self.dims]
+        now = list(dict.fromkeys(key for *_, key in found))
+        return Free(
+            _numbered(found),
+            tuple(self.first[k] for k, _ in now),
+            frozenset(
+                new for new, (k, n) in enumerate(now) if k in self.varied or n != self.first[k]
+            ),
+        )
+
+    def only_varied(self) -> Free:
+        """Without dims that were always of one size: a batch may be as many as its tokens."""
+        left = [(i, d, k) for i, d, k in self.dims if k in self.varied]
+        first = tuple(self.first[k] for k in dict.fromkeys(k for *_, k in left))
+        return Free(_numbered(left), first)
+
     def lengths(self, leaves: Sequence[Any]) -> tuple[int, ...]:
         """The value of each length, of dims that agree on it."""
         found = {k: leaves[i].shape[d] for i, d, k in self.dims}
         return tuple(found[k] for k in sorted(found))
-
-    def split(self, leaves: Sequence[Any]) -> Free:
-        """The same where dims that differ now are other lengths."""
-        now = {(k, leaves[i].shape[d]): self.first[k] for i, d, k in self.dims}
-        dims = _numbered([(i, d, (k, leaves[i].shape[d])) for i, d, k in self.dims])
-        return Free(dims, tuple(now.values()))
 
     def rest(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """What calls of one program have in common: shapes, but for the lengths."""
@@ -181,11 +194,11 @@ class Runner:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         kind = kind_of(leaves, spec, self.root.training)
         shapes = kind, tuple(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
-        number = self.exact.get(shapes)
+        number, why = self.exact.get(shapes), ""
         if number is None:
-            number = self._ranged((args, kwargs), kind, leaves)
+            number, why = self._ranged((args, kwargs), kind, leaves)
         if number is None:
-            number = self._make(self.build, (args, kwargs))
+            number = self._make(self.build, (args, kwargs), why)
             self.exact[shapes] = number
             if kind not in self.free:
                 sizes = {n for s in self.kept[number].plan.sites for n in (s.q_size, s.k_size)}
@@ -205,16 +218,19 @@ class Runner:
         self.current, self.now = (number, lengths), built
         return number, lengths
 
-    def _ranged(self, call: Call, kind: Any, leaves: Sequence[Any]) -> int | None:
-        """The program of a bucket of lengths; None if there can be none."""
-        free = self.free.get(kind)
-        if free is None or not free.dims or self.build_free is None:
-            return None
-        free = self.free[kind] = free.split(leaves)
+    def _ranged(self, call: Call, kind: Any, leaves: Sequence[Any]) -> tuple[int | None, str]:
+        """The program of a bucket of lengths; None, and why, if there can be none."""
+        known = self.free.get(kind)
+        if known is None or self.build_free is None:
+            return None, ""
+        known = self.free[kind] = known.after(leaves)
+        free = known.only_varied()
+        if not free.dims:
+            return None, ""
         rest = kind, free, free.rest(leaves)
         for number in self.ranged.get(rest, ()):
             if self.kept[number].takes(leaves):
-                return number
+                return number, ""
         build = self.build_free
 
         def make(model: nn.Module, args: Any, kwargs: Any, number: int) -> Built:
@@ -222,15 +238,15 @@ class Runner:
 
         try:
             number = self._make(make, call)
-        except CaptureError:  # a program of this length will do
-            return None
+        except CaptureError as error:  # a program of this length will do
+            return None, f"a program of this length alone: {error.found}"
         self.ranged.setdefault(rest, []).append(number)
         built = self.kept[number]
         if built.certify is not None:
             self.certificates[number, *built.read(leaves)] = built.certificate
-        return number
+        return number, ""
 
-    def _make(self, build: Build, call: Call) -> int:
+    def _make(self, build: Build, call: Call, note: str = "") -> int:
         """Capture and plan for one call, in the mode (training or not) of the root."""
         mode, number = self.original.training, self.made
         self.original.train(self.root.training)
@@ -238,6 +254,9 @@ class Runner:
             built = build(self.original, *call, number)
         finally:
             self.original.train(mode)
+        if note:
+            notes = (*built.plan.notes, note)
+            built = attrs.evolve(built, plan=attrs.evolve(built.plan, notes=notes))
         self.example = self.example or built
         self._agree(
             "\n".join(f.source for f in built.functions),
