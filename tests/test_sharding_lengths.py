@@ -146,6 +146,26 @@ def test_backward_after_other_lengths(ranks: Any) -> None:
         _same(found, {"loss": loss.detach(), "grads": grads})
 
 
+def _dropped() -> str:
+    if dist.get_rank() >= 2:
+        return ""
+    model, batch = build("llama", 37)
+    peak = quire.shard(model, batch, mesh=mesh(2), verify=False).plan.memory.peak
+    small: Any = quire.shard(
+        build("llama", 37)[0], batch, mesh=mesh(2), verify=False, memory=peak - 1, programs=1
+    )
+    loss = small(**batch).loss
+    small(**build("llama", 22)[1])
+    with pytest.raises(InputError) as found:
+        loss.backward()
+    return str(found.value)
+
+
+def test_backward_of_a_program_that_was_dropped_says_so(ranks: Any) -> None:
+    for text in ranks.run(_dropped)[:2]:
+        assert "dropped before its backward" in text and "programs=" in text
+
+
 class Odd(nn.Module):
     """What depends on the length in Python: no range of lengths has one graph."""
 
