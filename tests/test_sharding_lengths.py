@@ -208,20 +208,24 @@ def test_what_python_makes_of_a_length_is_captured_for_each(ranks: Any, scaled: 
             torch.testing.assert_close(own, grad, rtol=1e-5, atol=1e-7)
 
 
-def _apart() -> str:
+def _apart() -> list[str]:
     if dist.get_rank() >= 2:
-        return ""
+        return []
     model, batch = build("gpt2", 13)
-    small = quire.shard(model, batch, mesh=mesh(2), verify=False)
+    small, texts = quire.shard(model, batch, mesh=mesh(2), verify=False), []
     small(**build("gpt2", 23)[1])
-    with pytest.raises(InputError) as found:
-        small(**build("gpt2", 23 + dist.get_rank() % 2)[1])
-    return str(found.value)
+    for sizes in ((23, 24), (13, 23)):
+        with pytest.raises(InputError) as found:
+            small(**build("gpt2", sizes[dist.get_rank()])[1])
+        texts.append(str(found.value))
+    return texts
 
 
 def test_ranks_given_other_lengths_are_told(ranks: Any) -> None:
-    for text in ranks.run(_apart)[:2]:
-        assert "different lengths" in text and "same whole batch" in text
+    """Of one program, and of two of which one is the example's."""
+    for texts in ranks.run(_apart)[:2]:
+        assert len(texts) == 2
+        assert all("different lengths" in t and "same whole batch" in t for t in texts)
 
 
 def _prefill() -> list[tuple[Tensor, Tensor]]:

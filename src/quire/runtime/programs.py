@@ -4,7 +4,7 @@ The first call of a kind (structure, dtypes, training or not) gets a program of 
 From then on the sizes of its sequences are free: calls that differ in nothing else share a program
 for each bucket of lengths, in which the length is data. What cannot be captured for a range of
 lengths gets a program of each length. All is decided by shapes alone, so that ranks, which are
-given whole batches, decide alike; that they do is checked wherever a length may differ.
+given whole batches, decide alike; that they do is checked at each call once lengths have differed.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class Runner:
             self.kept[number] = self.kept.pop(number)
         built = self.kept[number]
         lengths = built.read(leaves)
-        if lengths:
+        if self.free[kind].varied:
             self._agree(
                 f"{number} {lengths}",
                 "the comparison of the ranks' lengths",
