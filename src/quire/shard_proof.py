@@ -48,8 +48,10 @@ def task(
     names: Mapping[str, Sequence[str]],
     *,
     whole_outputs: bool = False,
+    lengths: Sequence[int] = (),
 ) -> Task:
-    """What is to be proved of the functions that ranks run."""
+    """What is to be proved of the functions that ranks run; with free lengths at `lengths`, which
+    `program` and `plan` are of."""
     outputs = [None if whole_outputs else _place(plan, p) for p in plan.outputs]
     placed = _placed(program, plan)
     return Task(
@@ -61,6 +63,7 @@ def task(
         tuple(outputs),
         plan.to_json(),
         frozenset(name for name, at in placed.items() if at is not None and at.routed),
+        tuple(lengths),
     )
 
 

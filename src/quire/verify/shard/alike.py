@@ -225,6 +225,8 @@ class _Whole(_Shown):
             return self.generic_visit(node)
         number = 0
         for k in node.keywords:
+            if k.arg == "quire_program":  # all functions are one program's
+                continue
             if k.arg != "quire_call" or not isinstance(k.value, ast.Constant):
                 raise NoMeaning(f"{ast.unparse(node)}")
             number = int(str(k.value.value))

@@ -44,7 +44,7 @@ class Applied:
     def __init__(self, task: Task) -> None:
         program, names, ranks = task.program, task.names, task.ranks
         self.program, self.hints, self.outputs = program, task.hints, task.outputs
-        self.own = task.own
+        self.own, self.lengths = task.own, task.lengths
         self.original = Original(program, apart=True)
         self.mesh = Mesh(ranks)
         self.hooks = RowParts(self.mesh, self._part_of, self._known)
@@ -74,7 +74,7 @@ class Applied:
     def run(self) -> list[Step]:
         users = [i.node for i in self.program.inputs if i.kind == "user"]
         given = [Local(self._known(n, None, self.original.cut(n))) for n in users]
-        made = self.call("", 0, given)
+        made = self.call("", 0, [*given, *self.lengths])
         if not isinstance(made, tuple) or len(made) != len(self.program.outputs):
             raise NoMeaning("results of another number than the model's")
         for k, (got, out, at) in enumerate(
@@ -97,7 +97,7 @@ class Applied:
         assert isinstance(function, ast.FunctionDef)
         wanted = [a.arg for a in function.args.args][1:]
         if len(wanted) != len(given):
-            raise NoMeaning(f"{module} called with {len(given)} tensors, and not {len(wanted)}")
+            raise NoMeaning(f"{module} called with {len(given)} values, and not {len(wanted)}")
         scope = {**self.scope, "self": Tree(self, module), **dict(zip(wanted, given, strict=True))}
         names = results(function)
         nodes = [n for name in names if (n := self.original.nodes.get(name)) is not None]
@@ -316,7 +316,7 @@ class Tree:
     def __getitem__(self, at: int) -> Any:
         return self._at(str(at))
 
-    def __call__(self, *given: Any, quire_call: int = 0) -> Any:
+    def __call__(self, *given: Any, quire_call: int = 0, quire_program: int = 0) -> Any:
         return self._applied.call(self._path, quire_call, given)
 
 

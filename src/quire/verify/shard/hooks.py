@@ -35,6 +35,9 @@ class Ranks:
         self.orders[found] = None
         return found
 
+    def local_rows(self, size: int, ranks: int, ring: int) -> int:
+        return self.order(size, ranks, ring, "GROUP").rows
+
     def over(self, group: Any, what: str) -> None:
         require(group == "GROUP", f"{what} over other ranks than all of the mesh dim")
         require(self.mesh.start is None, f"{what} of some of a rank's rows")

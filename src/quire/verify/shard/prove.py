@@ -78,8 +78,9 @@ def prove_task(
     if exact or (reason and refute):
         texts = {**hooks.texts, REDUCTION: hooks.reduction}
         run = exact_shard_run(
-            task.program, task.sources, task.names, texts, ranks=task.ranks, outputs=task.outputs
-        )
+            task.program, task.sources, task.names, texts, ranks=task.ranks, outputs=task.outputs,
+            lengths=task.lengths,
+        )  # fmt: skip
         if exact or run.equal is False:
             claims, verdict, reason = ran(run, claims, verdict, reason)
     used = {name: versions()[name] for name in solvers}

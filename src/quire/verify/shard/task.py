@@ -43,6 +43,9 @@ class Task:
     outputs: tuple[Hint, ...]
     plan: str = ""
     own: frozenset[str] = frozenset()
+    lengths: tuple[int, ...] = ()
+    """What the root's function is given after the user's tensors: `program` is that of these
+    lengths."""
 
 
 @attrs.frozen(eq=False)
