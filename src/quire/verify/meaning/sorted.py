@@ -92,11 +92,12 @@ def _counted(end: Poly, g: Poly) -> tuple[Poly, Poly, Poly] | None:
     if body.op != "ind" or body.args[0].op != "eq":
         return None
     split = body.args[0].args[0].split(atom_of(h))
-    if split is None or split[0].constant not in (1, -1):
+    sign = None if split is None else split[0].constant
+    if split is None or sign is None or abs(sign) != 1:
         return None
     if not {atom_of(h), atom_of(g)}.isdisjoint(inner.args[0].free | split[1].free):
         return None
-    return inner.args[0], split[1] * -split[0].constant, n
+    return inner.args[0], split[1] * -sign, n
 
 
 __all__ = ["group_at"]

@@ -38,7 +38,7 @@ class Known(Protocol):
     cuts: dict[fx.Node, Value]
     parts: dict[int, tuple[fx.Node, Hint, Value]]
     scope: dict[str, Any]
-    functions: Mapping[tuple[str, int], ast.stmt]
+    functions: dict[tuple[str, int], ast.stmt]
     hooks: RowParts
 
     def tree(self, module: str) -> Any: ...
