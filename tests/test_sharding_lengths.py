@@ -38,6 +38,12 @@ def _captures() -> Iterator[list[int]]:
         quire.sharding.export_training = own
 
 
+def _first_two() -> bool:
+    """Two ranks are enough; all four make the mesh."""
+    mesh(2)
+    return dist.get_rank() < 2
+
+
 def _step(model: nn.Module, batch: dict[str, Tensor]) -> Answer:
     model.zero_grad()
     loss = model(**batch).loss
@@ -56,7 +62,7 @@ def _same(found: Answer, want: Answer) -> None:
 
 
 def _lengths(family: str, sizes: list[int], **options: Any) -> list[Answer]:
-    if dist.get_rank() >= 2:  # two are enough
+    if not _first_two():
         return []
     model, batch = build(family, sizes[0])
     found = []
@@ -118,7 +124,7 @@ def test_so_many_programs_are_kept(ranks: Any) -> None:
 
 def _interleaved() -> Answer | None:
     """Two lengths forward, then both backward, with layers made again there."""
-    if dist.get_rank() >= 2:
+    if not _first_two():
         return None
     model, batch = build("llama", 37)
     peak = quire.shard(model, batch, mesh=mesh(2), verify=False).plan.memory.peak
@@ -147,7 +153,7 @@ def test_backward_after_other_lengths(ranks: Any) -> None:
 
 
 def _dropped() -> str:
-    if dist.get_rank() >= 2:
+    if not _first_two():
         return ""
     model, batch = build("llama", 37)
     peak = quire.shard(model, batch, mesh=mesh(2), verify=False).plan.memory.peak
@@ -181,7 +187,7 @@ class Odd(nn.Module):
 
 
 def _odd(scaled: bool) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    if dist.get_rank() >= 2:
+    if not _first_two():
         return []
     torch.manual_seed(0)
     model, found = Odd(scaled), []
@@ -209,7 +215,7 @@ def test_what_python_makes_of_a_length_is_captured_for_each(ranks: Any, scaled: 
 
 
 def _apart() -> list[str]:
-    if dist.get_rank() >= 2:
+    if not _first_two():
         return []
     model, batch = build("gpt2", 13)
     small, texts = quire.shard(model, batch, mesh=mesh(2), verify=False), []
@@ -229,7 +235,7 @@ def test_ranks_given_other_lengths_are_told(ranks: Any) -> None:
 
 
 def _prefill() -> list[tuple[Tensor, Tensor]]:
-    if dist.get_rank() >= 2:
+    if not _first_two():
         return []
     model, batch = build("llama", 13)
     model.eval()

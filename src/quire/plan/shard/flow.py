@@ -327,7 +327,7 @@ class Placer:
         if rows is None:
             return None
         info = op.operands[0].info
-        each = math.prod(s for d, s in enumerate(info.shape) if d != placed.dim)
+        each: Any = math.prod(s for d, s in enumerate(info.shape) if d != placed.dim)
         sent = self.number(each * rows[1])
         nbytes = 2 * sent * info.dtype.itemsize * (self.ranks - 1) // self.ranks
         changed = (("first", rows[0]), ("count", rows[1]))
@@ -361,7 +361,7 @@ def _from_front(place: Size, size: Size) -> Size:
 
 
 def _bytes(info: TensorInfo, placed: Placed | None, placer: Placer) -> int:
-    shape = info.shape
+    shape: Any = info.shape
     if placed is not None:
         shape = local_shape(info.shape, placed, placer.rows(placed.size))
     return placer.number(math.prod(shape)) * info.dtype.itemsize
