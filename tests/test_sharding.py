@@ -38,14 +38,17 @@ def _shard(
 ) -> Any:
     """What quire.shard does, with the capture, which is most of its time, done once for a key."""
 
-    def make(model: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Any:
+    def make(model: nn.Module, args: tuple[Any, ...], kwargs: Any, number: int) -> Any:
         if key not in _programs:
             _programs[key] = from_exported(export_training(model, args, kwargs))
         program = _programs[key]
         ways: Any = None if way is None else [way]
         topology = topology_of(None, "cpu")
         return built(
-            model, program, plan_shards(program, ranks, topology, ways=ways, budget=memory)
+            model,
+            program,
+            plan_shards(program, ranks, topology, ways=ways, budget=memory),
+            number=number,
         )
 
     return shard_tree(model, mesh(ranks), make, (), batch, parts=parts)
@@ -260,11 +263,11 @@ def _in_parts(parts: int) -> dict[str, Any]:
     """Scores and loss in parts of the rows; whatever else the model gives is None."""
     model, batch = build("llama", 37)
 
-    def make(model: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Any:
+    def make(model: nn.Module, args: tuple[Any, ...], kwargs: Any, number: int) -> Any:
         program = only_losses(from_exported(export_training(model, args, kwargs)))
         plan = plan_shards(program, 4, topology_of(None, "cpu"))
         assert plan.head
-        return built(model, program, attrs.evolve(plan, head_parts=parts))
+        return built(model, program, attrs.evolve(plan, head_parts=parts), number=number)
 
     small: Any = shard_tree(model, mesh(4), make, (), batch)
     found = small(**batch)

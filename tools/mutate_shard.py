@@ -179,6 +179,32 @@ def _of_op(row: str) -> Iterator[tuple[str, str]]:
     if weight and weight[3].endswith(("k_proj", "up_proj")):
         other = {"k_proj": "v_proj", "up_proj": "gate_proj"}[weight[3]]
         yield "wrong weight", f"{weight[1]}{weight[2]} = self.{other}({weight[4]})"
+    yield from _of_route(row)
+
+
+def _of_route(row: str) -> Iterator[tuple[str, str]]:
+    """Rows sorted, counted, put back or given to experts otherwise."""
+    for pattern, new in (
+        (r"aten\.sort\.default\((\w+)\)", r"aten.sort.default(\1, -1, True)"),
+        (r"aten\.topk\.default\((\w+), (\d+)\)", r"aten.topk.default(\1, \2, -1, False)"),
+        (r"floor_divide\.default\((\w+), (\d+)\)", r"remainder.Scalar(\1, \2)"),
+        (r"floor_divide\.default\((\w+), (\d+)\)", r"floor_divide.default(\1, \g<2>1)"),
+        (r"histc\.default\((\w+), (\d+), max=\d+\)", r"histc.default(\1, \2, max=\2)"),
+        (r"cumsum\.default\((\w+), 0, ", r"_to_copy.default(\1, "),
+        (r"index_put\.default\(\w+, \[(\w+)\], \w+\)", r"clone.default(\1)"),
+        (r"(arange\w*)\.narrow\(0, 0, ", r"\1.narrow(0, 1, "),
+        (r"(grouped_mm\w*\.default)\((\w+), (\w+)", r"\1(\2, \3.flip(0)"),
+        (r"aten\.index\.Tensor\((\w+), \[(\w+)\]\)", r"aten.clone.default(\1)"),
+    ):
+        found = re.sub(pattern, new, row)
+        if found != row:
+            yield "wrong route", found
+    rows = re.match(
+        r"^(\s*\w+ = aten\.reshape\.default\(index\w*, )\[(\d+), (\d+), (\d+)\]\)$", row
+    )
+    if rows:
+        head, n, k, width = rows.groups()
+        yield "wrong route", f"{head}[{k}, {n}, {width}]).transpose(0, 1)"
 
 
 def _split(inner: str) -> list[str]:

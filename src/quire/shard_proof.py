@@ -48,31 +48,36 @@ def task(
     names: Mapping[str, Sequence[str]],
     *,
     whole_outputs: bool = False,
+    lengths: Sequence[int] = (),
 ) -> Task:
-    """What is to be proved of the functions that ranks run."""
+    """What is to be proved of the functions that ranks run; with free lengths at `lengths`, which
+    `program` and `plan` are of."""
     outputs = [None if whole_outputs else _place(plan, p) for p in plan.outputs]
+    placed = _placed(program, plan)
     return Task(
         program,
         tuple(Source(f.module, f.call, f.source) for f in functions),
         names,
         plan.ranks,
-        _hints(program, plan),
+        {name: _place(plan, at) for name, at in placed.items()},
         tuple(outputs),
         plan.to_json(),
+        frozenset(name for name, at in placed.items() if at is not None and at.routed),
+        tuple(lengths),
     )
 
 
-def _hints(program: Program, plan: ShardPlan) -> dict[str, Hint]:
+def _placed(program: Program, plan: ShardPlan) -> dict[str, Placed | None]:
     """Where the plan says each tensor lies: the prover tries it, and trusts none."""
     out = {step.node: step.out for step in plan.steps}
-    found: dict[str, Hint] = {}
+    found: dict[str, Placed | None] = {}
     for node in program.graph.nodes:
         if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
             many, index = out.get(node.args[0].name, ()), node.args[1]
             if isinstance(index, int) and index < len(many):
-                found[node.name] = _place(plan, many[index])
+                found[node.name] = many[index]
         elif out.get(node.name):
-            found[node.name] = _place(plan, out[node.name][0])
+            found[node.name] = out[node.name][0]
     return found
 
 

@@ -32,7 +32,9 @@ from quire.plan.shard.memory import plan_memory
 from quire.plan.shard.plan import Candidate, ShardPlan, Site, Way
 from quire.plan.shard.sites import find_sites
 from quire.plan.shard.timing import StepTime, step_time
-from quire.runtime.sharded import Built, shard_tree
+from quire.runtime.programs import Built, constant_name
+from quire.runtime.sharded import shard_tree
+from quire.shard_lengths import FreeLengths, Making
 from quire.shard_proof import certified, hooks, task
 from quire.verify.certificate import Certificate
 from quire.verify.shard.prove import prove_task
@@ -51,6 +53,7 @@ def shard(
     reduce_gradients: bool = True,
     verify: bool = True,
     allow_unknown: bool = True,
+    programs: int = 32,
 ) -> nn.Module:
     """`model` with its sequence spread over the one dim of `mesh`, forward and backward.
 
@@ -69,8 +72,12 @@ def shard(
     without it, what `quire mesh` measured of such a mesh, if it did. `ways` restricts the planner
     to some of "ulysses", "ring", "gathered", "hybrid".
 
-    With `verify` the text that ranks run is proved to give the model's outputs and gradients;
-    `certificate` on the result says so, or what is not shown.
+    With `verify` the text that ranks run is proved to give the model's outputs and gradients, at
+    the first length of each program and at any other when `certificate` is asked for it; that says
+    so, or what is not shown.
+
+    Lengths other than the example's share a program for each quarter of an octave, in which the
+    length is data; the `programs` used last are kept.
 
     Raises CaptureError (the model cannot be captured, or has no attention to shard), InputError,
     RefutedError (a run differs), UnprovedError (not shown, unless `allow_unknown`).
@@ -85,22 +92,38 @@ def shard(
         raise InputError(f"outputs={outputs!r}", allowed='"part", "whole" or "loss"')
     if inputs not in ("whole", "part"):
         raise InputError(f"inputs={inputs!r}", allowed='"whole" or "part"')
+    if programs < 1:
+        raise InputError(f"programs={programs}", allowed="1 or more")
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
     topology = topology_of(links, mesh.device_type, mesh.size())
     budget = device_budget(memory)
 
-    def build(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Built:
-        program = from_exported(export_training(model, args, kwargs))
-        if outputs == "loss":
-            program = only_losses(program)
-        plan = plan_shards(program, mesh.size(), topology, ways=ways, budget=budget)
-        whole = outputs == "whole"
-        made = built(model, program, plan, whole_outputs=whole)
-        if not verify:
-            return made
-        found = prove_built(model, made, whole_outputs=whole, reduce_gradients=reduce_gradients)
-        return attrs.evolve(made, certificate=certified(found, allow_unknown))
+    whole = outputs == "whole"
 
+    def capture(model: nn.Module, args: Any, kwargs: Any, free: Any = None) -> Program:
+        program = from_exported(export_training(model, args, kwargs, free))
+        return only_losses(program) if outputs == "loss" else program
+
+    def plan(program: Program) -> ShardPlan:
+        return plan_shards(program, mesh.size(), topology, ways=ways, budget=budget)
+
+    def write(model: nn.Module, program: Program, plan: ShardPlan, number: int) -> Built:
+        return built(model, program, plan, whole_outputs=whole, number=number)
+
+    def prove(model: nn.Module, made: Built, lengths: tuple[int, ...] = ()) -> Certificate:
+        found = prove_built(
+            model, made, whole_outputs=whole, reduce_gradients=reduce_gradients, lengths=lengths
+        )
+        return certified(found, allow_unknown)
+
+    def build(
+        model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int
+    ) -> Built:
+        program = capture(model, args, kwargs)
+        made = write(model, program, plan(program), number)
+        return attrs.evolve(made, certificate=prove(model, made)) if verify else made
+
+    making = Making(capture, plan, write, prove if verify else None)
     return shard_tree(
         model,
         mesh,
@@ -109,6 +132,8 @@ def shard(
         kwargs,
         reduce_gradients=reduce_gradients,
         parts=inputs == "part",
+        build_free=FreeLengths(making, programs),
+        most=programs,
     )
 
 
@@ -153,19 +178,30 @@ def prove_built(
     whole_outputs: bool = False,
     reduce_gradients: bool = True,
     exact: bool = False,
+    lengths: tuple[int, ...] = (),
 ) -> Certificate:
-    """The certificate of the functions of `made`."""
-    names = names_of(model, made.program)
-    goal = task(made.program, made.plan, made.functions, names, whole_outputs=whole_outputs)
+    """The certificate of the functions of `made`; where their lengths are free, at `lengths`, which
+    its program and plan are of."""
+    names = names_of(model, made.program, made.number)
+    goal = task(
+        made.program, made.plan, made.functions, names, whole_outputs=whole_outputs, lengths=lengths
+    )
     return prove_task(goal, hooks(reduce_gradients=reduce_gradients), exact=exact)
 
 
 def built(
-    model: nn.Module, program: Program, plan: ShardPlan, *, whole_outputs: bool = False
+    model: nn.Module,
+    program: Program,
+    plan: ShardPlan,
+    *,
+    whole_outputs: bool = False,
+    number: int = 0,
 ) -> Built:
-    """The functions of every submodule for one captured program and its plan."""
+    """The functions of every submodule for one captured program and its plan; `number` tells it
+    from others of the model."""
     lines = shard_lines(program, plan, whole_outputs=whole_outputs)
-    return Built(program, plan, lines, functions(lines, names_of(model, program)))
+    texts = functions(lines, names_of(model, program, number), number)
+    return Built(program, plan, lines, texts, number=number)
 
 
 def plan_shards(
@@ -295,7 +331,7 @@ def topology_of(links: str | Topology | None, device: str, ranks: int = 0) -> To
     return TOPOLOGIES[links.lower()]
 
 
-def names_of(model: nn.Module, program: Program) -> dict[str, list[str]]:
+def names_of(model: nn.Module, program: Program, number: int = 0) -> dict[str, list[str]]:
     """All names of each parameter, buffer and constant of `program` in the module tree."""
     by_tensor: dict[int, list[str]] = {}
     named = [
@@ -306,12 +342,7 @@ def names_of(model: nn.Module, program: Program) -> dict[str, list[str]]:
         by_tensor.setdefault(id(tensor), []).append(name)
     group = {name: names for names in by_tensor.values() for name in names}
     return {
-        i.target: group.get(i.target, [constant_name(i.target)])
+        i.target: group.get(i.target, [constant_name(i.target, number)])
         for i in program.inputs
         if i.kind != "user"
     }
-
-
-def constant_name(target: str) -> str:
-    """The root's buffer that holds a constant lifted out of the model's code."""
-    return "quire_constant_" + target.replace(".", "_")

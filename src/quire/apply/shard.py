@@ -2,19 +2,22 @@
 
 Each op's line is the op itself on this rank's part, with what the plan puts before it (slices,
 gathers, fills) and after it (joins over the ranks). Claim: with every spread tensor's rows at the
-places its layout says, each line gives this rank's rows of what the op gives.
+places its layout says, each line gives this rank's rows of what the op gives. Where lengths are
+free they are inputs as tensors are, and a rank's rows of a sequence are a line of their own.
 """
 
 from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
+import sympy
 import torch
 from torch import fx
+from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from quire.apply.code import text as constant
 from quire.capture.program import Op, Operand, Program
@@ -24,6 +27,8 @@ from quire.plan.shard.plan import Candidate, Placed, ShardPlan, Site, Step, Stre
 aten: Any = torch.ops.aten
 
 _VIEWS = {aten.view.default, aten._unsafe_view.default}
+_SHOWN = FloorDiv | Mod | PythonMod
+"""Functions of sizes that have a text."""
 _FLOAT_MAX = {"max": "-float('inf')", "min": "float('inf')"}
 
 
@@ -43,7 +48,8 @@ class Line:
 
 @attrs.frozen(eq=False)
 class Lines:
-    """A rank's forward: `inputs` the user's, `state` parameters, buffers and constants by name."""
+    """A rank's forward: `inputs` the user's, then lengths that are free; `state` parameters,
+    buffers and constants by name."""
 
     lines: tuple[Line, ...]
     inputs: tuple[str, ...]
@@ -52,7 +58,7 @@ class Lines:
     """Names as ‹x›, or constants."""
     stretches: tuple[Stretch, ...] = ()
     """Lines that run on some of the rank's rows at a time."""
-    locals: Mapping[int, int] = attrs.field(factory=dict)
+    locals: Mapping[Any, str] = attrs.field(factory=dict)
     """A rank's rows of a sequence, by its length."""
 
 
@@ -73,8 +79,22 @@ class _Writer:
         self.cache: dict[tuple[Any, ...], str] = {}
         self.taken = {n.name for n in program.graph.nodes}
         self.stack: tuple[str, ...] = ()
+        self.sizes = {s.name: self._named(sympy.Symbol("length")) for s in program.symbols}
+        self.rows = {size: self._named(rows) for rows, size in plan.local}
+        self.sizes |= {rows: self.rows[size] for rows, size in plan.local}
+
+    def _named(self, symbol: sympy.Symbol) -> sympy.Symbol:
+        """`symbol` under a name that no value has."""
+        name, k = symbol.name, 1
+        while name in self.taken:
+            name, k = f"{symbol.name}_{k}", k + 1
+        self.taken.add(name)
+        return sympy.Symbol(name, integer=True, positive=True)
 
     def run(self, whole_outputs: bool) -> Lines:
+        for size, rows in self.rows.items():
+            layout = f"{self._size(size)}, {self.plan.ranks}, {self.plan.order}"
+            self._add(f"ranks.local_rows({layout})", rows.name)
         for node in self.program.graph.nodes:
             if node.name in self.steps or node.target is operator.getitem:
                 self.stack = stack_of(node)
@@ -92,12 +112,33 @@ class _Writer:
         lines = _alive(self.lines, outputs)
         return Lines(
             lines,
-            tuple(i.node.name for i in self.program.inputs if i.kind == "user"),
+            (
+                *(i.node.name for i in self.program.inputs if i.kind == "user"),
+                *(self.sizes[s.name].name for s in self.program.symbols),
+            ),
             {i.node.name: i.target for i in self.program.inputs if i.kind != "user"},
             tuple(outputs),
             self.plan.stretches,
-            {s.size: self.plan.layout(s.size).local for s in self.plan.stretches},
+            {s.size: self._size(self._local(s.size)) for s in self.plan.stretches},
         )
+
+    def _local(self, size: Any) -> Any:
+        """A rank's rows of a sequence of `size`."""
+        return self.plan.layout(size).local if isinstance(size, int) else self.rows[size]
+
+    def _size(self, size: Any) -> str:
+        """A size as text, ‹length› for what is free."""
+        if isinstance(size, int):
+            return str(size)
+        shown = size.xreplace(self.sizes)
+        if odd := [f for f in shown.atoms(sympy.Function) if not isinstance(f, _SHOWN)]:
+            raise CaptureError(
+                f"a size is {size}",
+                allowed="sums, products and whole parts of quotients of lengths",
+                fix=f"{odd[0].func} has no text here",
+            )
+        names = "|".join(s.name for s in self.sizes.values())
+        return re.sub(rf"\b({names})\b", r"‹\1›", constant(shown))
 
     def _node(self, node: fx.Node) -> None:
         if node.target is operator.getitem:
@@ -145,7 +186,7 @@ class _Writer:
         return self.cache[key]
 
     def _layout(self, placed: Placed) -> str:
-        return f"{placed.size}, {self.plan.ranks}, {self.plan.order}, GROUP"
+        return f"{self._size(placed.size)}, {self.plan.ranks}, {self.plan.order}, GROUP"
 
     def _rows(self, name: str, placed: Placed, make: str, whole: bool) -> str:
         """`make` applied to `name`, its rows laid bare where a row is several elements."""
@@ -160,9 +201,8 @@ class _Writer:
         return self._new(self._rows(name, placed, make, True), f"{name}_whole")
 
     def _cut(self, name: str, placed: Placed, fill: str = "None") -> str:
-        layout = self.plan.layout(placed.size)
         if placed.routed:
-            count = placed.outer * layout.local * placed.scale
+            count = self._size(placed.outer * self._local(placed.size) * placed.scale)
             return self._new(f"‹{name}›.narrow({placed.dim}, 0, {count})", f"{name}_part")
         make = "ranks.my_rows({x}, {dim}, {outer}, " + self._layout(placed) + f", {fill})"
         return self._new(self._rows(name, placed, make, False), f"{name}_part")
@@ -193,7 +233,8 @@ class _Writer:
             changed = {"shape": dict(step.changed).get("size", op["size"])}
         else:
             changed = dict(step.changed)
-        call = f"{_path(target)}({', '.join(_arguments(op, target, names, changed))})"
+        shown = _arguments(op, target, names, changed, self._size)
+        call = f"{_path(target)}({', '.join(shown)})"
         if step.kind in ("local", "whole"):
             self._add(call, op.node.name)
             return
@@ -203,7 +244,9 @@ class _Writer:
         share = "1.0"
         if step.kind == "mean":
             size = next(p.size for p in self._spread(op))
-            share = repr(self.plan.layout(size).local / size)
+            local = self._local(size)
+            known = isinstance(size, int)
+            share = repr(local / size) if known else f"{self._size(local)} / {self._size(size)}"
         self._add(f"ranks.join_sum({call}, {share}, GROUP)", op.node.name)
 
     def _spread(self, op: Op) -> list[Placed]:
@@ -230,20 +273,21 @@ class _Writer:
         by_name = {n.name: n for n in self.program.ops}
         ops = [self.program.ops[by_name[name]] for name in self.plan.head]
         names = self._operands(ops[0], self.steps[ops[0].node.name])
-        made = f"{_path(ops[0].target)}({', '.join(_arguments(ops[0], ops[0].target, names, {}))})"
+        shown = _arguments(ops[0], ops[0].target, names, {}, self._size)
+        made = f"{_path(ops[0].target)}({', '.join(shown)})"
         made = made.replace(f"‹{names[0]}›", "rows", 1)
         for op in ops[1:]:
             if op.is_view:  # rows laid out otherwise: here they are rows already
                 continue
-            inner = _arguments(op, op.target, ["rows"], {})
+            inner = _arguments(op, op.target, ["rows"], {}, self._size)
             made = f"{_path(op.target)}({', '.join(inner)})".replace("‹rows›", made, 1)
         return names[0], f"lambda rows: {made}"
 
     def _fixed(self, op: Op, step: Step, names: list[str]) -> None:
         (_, placed), changed = step.gathers[0], dict(step.changed)
         text = (
-            f"ranks.fixed_rows(‹{names[0]}›, {placed.dim}, {changed['first']}, "
-            f"{changed['count']}, {self._layout(placed)})"
+            f"ranks.fixed_rows(‹{names[0]}›, {placed.dim}, {self._size(changed['first'])}, "
+            f"{self._size(changed['count'])}, {self._layout(placed)})"
         )
         if op.out.ndim < op.operands[0].ndim:
             text += f".squeeze({placed.dim})"
@@ -264,7 +308,7 @@ class _Writer:
             args.append(f"scale={site.scale!r}")
         if best.way == "ulysses" and site.dropout:
             args.append(f"dropout={site.dropout!r}")
-        args.append(f"q_size={site.q_size}, k_size={site.k_size}")
+        args.append(f"q_size={self._size(site.q_size)}, k_size={self._size(site.k_size)}")
         args.append(f"ranks={plan.ranks}, ring={plan.order}")
         if best.way == "hybrid":
             args.append(f"ring_of={best.ring_of}")
@@ -295,12 +339,20 @@ def _path(target: Any) -> str:
     return f"{head}.{name}.{target._overloadname}"
 
 
-def _arguments(op: Op, target: Any, names: list[str], changed: Mapping[str, Any]) -> list[str]:
+def _arguments(
+    op: Op,
+    target: Any,
+    names: list[str],
+    changed: Mapping[str, Any],
+    size: Callable[[Any], str],
+) -> list[str]:
     def show(value: Any) -> str:
         if isinstance(value, Operand):
             return f"‹{names[value.index]}›"
         if isinstance(value, list | tuple):
             return "[" + ", ".join(show(v) for v in value) + "]"
+        if isinstance(value, sympy.Expr):
+            return size(value)
         if isinstance(value, torch.device):
             return repr(value)
         return constant(value)

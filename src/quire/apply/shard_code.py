@@ -42,15 +42,26 @@ class _Items:
         return _made(self.items)
 
     @cached_property
-    def reads(self) -> list[str]:
+    def inner(self) -> list[str]:
+        """What the items read."""
         return [n for i in self.items for n in i.reads]
+
+    @property
+    def reads(self) -> list[str]:
+        return self.inner
 
 
 @attrs.frozen(eq=False)
 class _Parts(_Items):
-    """Items of one function that run on some rows at a time."""
+    """Items of one function that run on some rows at a time. `local` says how many rows there are
+    in all."""
 
     stretch: Stretch
+    local: str
+
+    @property
+    def reads(self) -> list[str]:
+        return [*re.findall(r"‹(\w+)›", self.local), *self.inner]
 
 
 @attrs.frozen(eq=False)
@@ -64,11 +75,14 @@ def _made(items: Sequence[Line | _Group | _Parts]) -> list[str]:
     return [n for i in items for n in ([i.name] if isinstance(i, Line) else i.made)]
 
 
-def functions(lines: Lines, names: Mapping[str, Sequence[str]]) -> tuple[Function, ...]:
-    """`names` gives, for each parameter, buffer or constant, all its names in the module tree."""
-    stretches = {n: one for one in lines.stretches for n in one.nodes}
+def functions(
+    lines: Lines, names: Mapping[str, Sequence[str]], program: int = 0
+) -> tuple[Function, ...]:
+    """`names` gives, for each parameter, buffer or constant, all its names in the module tree.
+    Calls of submodules say which `program` they are of, but for the first."""
+    stretches = {n: (one, lines.locals[one.size]) for one in lines.stretches for n in one.nodes}
     root = _Group(_grouped(lines.lines, "", stretches), "")
-    writer = _Writer(lines, names)
+    writer = _Writer(lines, names, program)
     writer.write(root, list(lines.inputs), list(lines.outputs))
     if left := {one.nodes[0] for one in lines.stretches} - writer.in_parts:
         raise CaptureError(f"ops from {', '.join(sorted(left))} on do not lie together in a module")
@@ -76,7 +90,7 @@ def functions(lines: Lines, names: Mapping[str, Sequence[str]]) -> tuple[Functio
 
 
 def _grouped(
-    lines: Sequence[Line], module: str, stretches: Mapping[str, Stretch]
+    lines: Sequence[Line], module: str, stretches: Mapping[str, tuple[Stretch, str]]
 ) -> tuple[Line | _Group | _Parts, ...]:
     """Runs of lines of one submodule as groups, and those of a stretch within `module`."""
     items: list[Line | _Group] = []
@@ -96,17 +110,17 @@ def _grouped(
 
 
 def _parted(
-    items: Sequence[Line | _Group], module: str, stretches: Mapping[str, Stretch]
+    items: Sequence[Line | _Group], module: str, stretches: Mapping[str, tuple[Stretch, str]]
 ) -> Iterator[Line | _Group | _Parts]:
-    def of(item: Line | _Group) -> Stretch | None:
+    def of(item: Line | _Group) -> tuple[Stretch, str] | None:
         one = stretches.get(_made([item])[0])
-        return one if one is not None and one.module == module else None
+        return one if one is not None and one[0].module == module else None
 
     for one, run in itertools.groupby(items, of):
         if one is None:
             yield from run
         else:
-            yield _Parts(tuple(run), one)
+            yield _Parts(tuple(run), *one)
 
 
 def _child(line: Line, module: str) -> str | None:
@@ -122,12 +136,12 @@ def _child(line: Line, module: str) -> str | None:
 
 
 class _Writer:
-    def __init__(self, lines: Lines, names: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, lines: Lines, names: Mapping[str, Sequence[str]], program: int = 0) -> None:
+        self.program = program
         self.state = dict(lines.state)
         self.names = names
         self.functions: list[Function] = []
         self.calls: dict[str, int] = {}
-        self.locals = lines.locals
         self.in_parts: set[str] = set()
         """The first node of each stretch that was written."""
 
@@ -176,7 +190,7 @@ class _Writer:
     def _needs(self, item: _Group | _Parts, module: str) -> list[str]:
         """What is read of outside and must be given: all but weights that lie in `module`."""
         made = set(item.made)
-        needs = list(dict.fromkeys(n for n in item.reads if n not in made))
+        needs = list(dict.fromkeys(n for n in item.inner if n not in made))
         return [n for n in needs if n not in self.state or self._own(n, module) is None]
 
     def _call(self, item: _Group, module: str, results: list[str]) -> list[str]:
@@ -186,6 +200,8 @@ class _Writer:
         shown = [self._shown(f"‹{n}›", module) for n in given]
         if call:
             shown.append(f"quire_call={call}")
+        if self.program:
+            shown.append(f"quire_program={self.program}")
         left = f"{', '.join(results)} = " if results else ""
         return [f"{left}{_access(path)}({', '.join(shown)})"]
 
@@ -203,7 +219,7 @@ class _Writer:
         self.in_parts.add(one.nodes[0])
         call = [
             "rows",
-            f"{self.locals[one.size]}, {one.rows}",
+            f"{self._shown(item.local, module)}, {one.rows}",
             f"[{', '.join(cut)}]",
             _places(spread[n] for n in cut),
             _places(made[n] for n in results),

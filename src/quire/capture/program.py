@@ -189,8 +189,31 @@ class Program:
         """The facts of the tensor `node` stands for (its first output)."""
         return self.infos[node][0]
 
+    def at(self, env: Mapping[sympy.Symbol, int]) -> Program:
+        """The program at one length: every length symbol replaced by its value in `env`."""
+        ops = {node: _op_at(op, env) for node, op in self.ops.items()}
+        infos = {n: tuple(i.at(env) for i in many) for n, many in self.infos.items()}
+        sizes = {n: evaluate(s, env) for n, s in self.sizes.items()}
+        return attrs.evolve(self, infos=infos, sizes=sizes, ops=ops, symbols=())
+
     def users_inputs(self) -> Iterator[Input]:
         return (i for i in self.inputs if i.kind == "user")
+
+
+def _op_at(op: Op, env: Mapping[sympy.Symbol, int]) -> Op:
+    operands = tuple(attrs.evolve(o, info=o.info.at(env)) for o in op.operands)
+
+    def value(x: Any) -> Any:
+        if isinstance(x, Operand):
+            return operands[x.index]
+        if isinstance(x, list | tuple):
+            return [value(y) for y in x]
+        return evaluate(x, env) if isinstance(x, sympy.Expr) else x
+
+    arguments = {name: value(x) for name, x in op.arguments.items()}
+    return attrs.evolve(
+        op, arguments=arguments, operands=operands, outputs=tuple(i.at(env) for i in op.outputs)
+    )
 
 
 def leaf_paths(call: Any) -> tuple[str, ...]:

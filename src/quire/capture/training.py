@@ -15,17 +15,31 @@ from quire.errors import CaptureError
 
 
 def export_training(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    free: Mapping[int, Mapping[int, Any]] | None = None,
 ) -> ExportedProgram:
     """`model(*args, **kwargs)` as it trains (or as it is in evaluation, if `model.training` is
     False). Inputs that are one tensor, such as ids given as labels too, stay two inputs.
 
+    `free` gives the `torch.export.Dim` of sizes that may differ from call to call: the number of
+    a leaf of `(args, kwargs)` → dim → its Dim.
+
     Raises CaptureError, naming the line in the model.
     """
     given, kwargs = _apart((tuple(args), dict(kwargs or {})))
+    shapes = None
+    if free:
+        shapes = torch.export.ShapesCollection()
+        leaves = pytree.tree_leaves((given, kwargs))
+        for number, dims in free.items():
+            shapes[leaves[number]] = dict(dims)
     try:
         with torch.enable_grad():
-            exported = torch.export.export(model, given, kwargs, strict=False)
+            exported = torch.export.export(
+                model, given, kwargs, dynamic_shapes=shapes, strict=False
+            )
     except Exception as error:
         raise CaptureError(
             f"torch.export could not capture {type(model).__name__}: {first_line(error)}",

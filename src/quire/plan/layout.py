@@ -86,6 +86,11 @@ class Layout:
         return tuple(sorted(self.pieces(0, self.ranks), key=lambda run: run[1]))
 
 
+def local_rows(size: int, ranks: int, ring: int) -> int:
+    """Rows on each rank, padding included."""
+    return Layout(size, ranks, ring).local
+
+
 def _joined(runs: list[Run]) -> list[Run]:
     """Neighbours that continue one another as one run."""
     out: list[Run] = []

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from quire.plan.layout import Layout
+from quire.plan.layout import Layout, local_rows  # noqa: F401  (called as ranks.local_rows)
 from quire.runtime.failure import guarded, resolve
 from quire.runtime.row_parts import in_parts  # noqa: F401  (called as ranks.in_parts)
 

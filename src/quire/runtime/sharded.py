@@ -10,12 +10,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import hashlib
-import linecache
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -24,134 +21,23 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from quire.apply.shard import Lines
-from quire.apply.shard_code import Function
-from quire.capture.program import Program
 from quire.errors import InputError
 from quire.plan.shard.plan import Placed, ShardPlan
-from quire.runtime import collectives, sharded_attention
+from quire.runtime import collectives
+from quire.runtime.programs import Build, BuildFree, Built, Runner
 
 BUCKET = 32 << 20
 """Bytes of gradients averaged at once."""
 
 
-@attrs.frozen(eq=False)
-class Built:
-    """One captured length: its plan, and what its functions need."""
-
-    program: Program
-    plan: ShardPlan
-    lines: Lines
-    functions: tuple[Function, ...]
-    certificate: Any = None
-    """What is proved of the functions: a `quire.Certificate`."""
-
-
-_hybrids: dict[tuple[str, int], tuple[str, str]] = {}
-
-Build = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Built]
-
-
-class Runner:
-    """What the modules of one sharded tree share."""
-
-    def __init__(
-        self, original: nn.Module, mesh: DeviceMesh, build: Build, parts: bool = False
-    ) -> None:
-        self.original, self.mesh, self.build = original, mesh, build
-        self.parts, self.group = parts, mesh.get_group()
-        self.built: dict[Any, Built] = {}
-        self.tables: dict[str, dict[tuple[int, int], Any]] = {}
-        self.serial: dict[int, int] = {}
-        self.keeps: list[dict[str, str]] = []
-        self.current = 0
-        self.root: nn.Module = original
-        self.scope: dict[str, Any] = {
-            "aten": torch.ops.aten,
-            "torch": torch,
-            "device": torch.device,
-            "ranks": collectives,
-            "attention": sharded_attention,
-            "GROUP": self.group.group_name,
-            "GROUPS": {},
-        }
-
-    def compile(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Built:
-        """Capture and plan for one call's shapes, in the mode (training or not) of the root."""
-        mode = self.original.training
-        self.original.train(self.root.training)
-        try:
-            built = self.build(self.original, args, kwargs)
-        finally:
-            self.original.train(mode)
-        self.agree(built)
-        self.add(self.key(args, kwargs), built)
-        return built
-
-    def agree(self, built: Built) -> None:
-        """Ranks that run different texts would wait for one another for ever. Raises InputError."""
-        text = "\n".join(f.source for f in built.functions)
-        mine = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
-        both = torch.tensor([mine, -mine], device=self.mesh.device_type)
-        group, what = self.group.group_name, "the comparison of the ranks' plans"
-        if not bool((collectives.all_reduce(both, "max", group, what) == both).all()):
-            raise InputError(
-                "the ranks have made different plans",
-                where=f"rank {collectives.rank_of(group)}",
-                allowed="the same model, batch shapes, memory and links on every rank",
-                fix="name the links: links= a preset, or one file that all ranks read",
-            )
-
-    def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        return _key(self.root, args, kwargs)
-
-    def add(self, key: Any, built: Built) -> None:
-        number = len(self.built)
-        self.built[key] = built
-        self.serial[id(built)] = number
-        regions = built.plan.memory.regions if built.plan.memory is not None else ()
-        self.keeps.append({region.module: how for region, how in regions})
-        for item in built.program.inputs:
-            if item.kind == "constant":
-                name = "quire_constant_" + item.target.replace(".", "_")
-                self.root.register_buffer(name, built.program.state[item.target], persistent=False)
-        for choice in built.plan.chosen:
-            if choice.way == "hybrid":
-                self._groups(choice.ring_of)
-        for function in built.functions:
-            code = _compiled(function, number, self.scope)
-            self.tables.setdefault(function.module, {})[number, function.call] = code
-
-    def _groups(self, ring_of: int) -> None:
-        """The groups of a hybrid, made once for a mesh: making one is a collective itself."""
-        key = (self.group.group_name, ring_of)
-        if key not in _hybrids:
-            shape = (ring_of, self.mesh.size() // ring_of)
-            sub = self.mesh._unflatten(0, shape, ("ring", "ulysses"))
-            _hybrids[key] = (
-                sub["ring"].get_group().group_name,
-                sub["ulysses"].get_group().group_name,
-            )
-        names = self.scope["GROUPS"]
-        names["ring", ring_of], names["ulysses", ring_of] = _hybrids[key]
-
-
-def _compiled(function: Function, number: int, scope: dict[str, Any]) -> Any:
-    name = f"<quire {function.module or 'root'} length {number} call {function.call}>"
-    linecache.cache[name] = (len(function.source), None, function.source.splitlines(True), name)
-    found: dict[str, Any] = {}
-    exec(compile(function.source, name, "exec"), scope, found)
-    return found["forward"]
-
-
 class _Part:
     """Mixed into every submodule that the graph calls."""
 
-    def forward(self, *values: Any, quire_call: int = 0) -> Any:
+    def forward(self, *values: Any, quire_call: int = 0, quire_program: int = 0) -> Any:
         runner: Runner = self._quire  # type: ignore[attr-defined]
         path: str = self._quire_path  # type: ignore[attr-defined]
-        function = runner.tables[path][runner.current, quire_call]
-        how = runner.keeps[runner.current].get(path, "keep")
+        function = runner.function(path, quire_program, quire_call)
+        how = runner.keeps[quire_program].get(path, "keep")
         if how == "keep" or not torch.is_grad_enabled():
             return function(self, *values)
         with contextlib.ExitStack() as stack:
@@ -170,19 +56,22 @@ class ShardedModule:
 
     @property
     def plan(self) -> ShardPlan:
-        """The plan of the length last run, or of the example."""
+        """The plan of the length last run, or of the example: that of the longest length which the
+        same program takes."""
         return self._now.plan
 
     @property
     def certificate(self) -> Any:
         """What is proved of the length last run, or of the example: a `quire.Certificate`; None
-        with `verify=False`."""
-        return self._now.certificate
+        with `verify=False`. Of a length that is not the first of its program it is worked out
+        here."""
+        return self._quire.certificate()
 
     @property
     def _now(self) -> Built:
-        runner = self._quire
-        return list(runner.built.values())[runner.current]
+        now = self._quire.now
+        assert now is not None
+        return now
 
     def source(self, module: str = "") -> str:
         """The generated Python of a submodule, for the length last run."""
@@ -191,8 +80,7 @@ class ShardedModule:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         runner = self._quire
         built, values = _prepare(runner, args, kwargs)
-        runner.current = runner.serial[id(built)]
-        results = runner.tables[""][runner.current, 0](self, *values)
+        results = runner.function("", runner.current[0], 0)(self, *values)
         return pytree.tree_unflatten(list(results), built.program.out_spec)
 
 
@@ -205,13 +93,16 @@ def shard_tree(
     *,
     reduce_gradients: bool = True,
     parts: bool = False,
+    build_free: BuildFree | None = None,
+    most: int = 32,
 ) -> nn.Module:
     """`model`'s tree with sharded forwards, planned for the example `args` and `kwargs`. It takes
-    whole batches, or (`parts`) each rank's rows of one like the example."""
-    runner = Runner(model, mesh, build, parts)
+    whole batches, or (`parts`) each rank's rows of one like the example. Batches of other lengths
+    get programs by `build_free`, or one each by `build`; `most` programs are kept."""
+    runner = Runner(model, mesh, build, build_free, parts=parts, most=most)
     root = _copied(model, {}, runner, "")
     runner.root = root
-    runner.compile(args, _given(kwargs))
+    runner.find(args, _given(kwargs))
     if reduce_gradients:
         _Averager(root, runner.group)
     return root
@@ -252,24 +143,19 @@ def _signed(kind: type[nn.Module]) -> Any:
     return forward
 
 
-def _key(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    leaves, spec = pytree.tree_flatten((args, dict(sorted(kwargs.items()))))
-    shown = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
-    return shown, str(spec), model.training
-
-
 def _prepare(
     runner: Runner, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Built, list[Tensor]]:
+) -> tuple[Built, list[Any]]:
+    """The call's program, and what its root's function is given."""
     kwargs = _given(kwargs)
     if runner.parts:
         args, kwargs = _whole(runner, args, kwargs)
-    built = runner.built.get(runner.key(args, kwargs)) or runner.compile(args, kwargs)
-    spec = built.program.in_spec
-    names = _keywords(spec)
+    number, lengths = runner.find(args, kwargs)
+    built = runner.kept[number]
+    names = _keywords(built.program.in_spec)
     leaves = pytree.tree_leaves((args, {n: kwargs[n] for n in names if n in kwargs}))
     found = dict(zip(built.program.paths, leaves, strict=True))
-    return built, [found[i.target] for i in built.program.users_inputs()]
+    return built, [*(found[i.target] for i in built.program.users_inputs()), *lengths]
 
 
 def _given(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,7 +170,8 @@ def _whole(
     runner: Runner, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """The example's batch brought together from the ranks' parts of it. Raises InputError."""
-    built = next(iter(runner.built.values()))
+    built = runner.example
+    assert built is not None
     program, plan = built.program, built.plan
     names = _keywords(program.in_spec)
     leaves, spec = pytree.tree_flatten((args, {n: kwargs[n] for n in names if n in kwargs}))

@@ -21,6 +21,12 @@ FUNCTIONS = {
     "sigmoid": lambda x: 1 / (1 + math.exp(-x)), "ceil": math.ceil,
 }  # fmt: skip
 
+ROWS = {
+    "order.values": lambda x, down: x.sort(descending=down, stable=True)[0],
+    "order.indices": lambda x, down: x.sort(descending=down, stable=True)[1],
+    "order.places": lambda x, down: x.argsort(descending=down, stable=True).argsort(),
+}
+
 
 def tensor(value: Value, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """`value` in double precision (or integers), its cuts read from `given`."""
@@ -83,6 +89,11 @@ def scalar(t: Term | Poly, env: Env, given: Mapping[str, torch.Tensor]) -> Any:
             scalar(args[1], {**env, name: j}, given) for j in range(integer(args[0], env, given))
         ]
         return sum(items) if op == "sum" else (max if op == "max" else min)(items)
+    if op == "row" and args[2] in ROWS:
+        name = atom_of(bound(t.height, args[0]))
+        size, place = integer(args[0], env, given), integer(args[3], env, given)
+        items = [scalar(args[1], {**env, name: j}, given) for j in range(size)]
+        return ROWS[args[2]](torch.tensor(items), args[4] == "True")[place].item()
     if op in ("max2", "min2"):
         return (max if op == "max2" else min)(map(go, args[0]))
     if op == "exp":

@@ -36,7 +36,7 @@ def integer(names: str, facts: list[str], goal: str) -> str:
     return real(names, facts, goal).replace(" Real)", " Int)").replace("RA)", "IA)")
 
 
-def _max(a: str, b: str) -> str:
+def larger(a: str, b: str) -> str:
     return f"(ite (>= {a} {b}) {a} {b})"
 
 
@@ -65,11 +65,15 @@ LAWS = (
         "max-split",
         "max(max_{j<n} f(j), max_{j<m} f(n+j)) = max_{j<n+m} f(j) for n, m ≥ 1, by induction on m",
         (
-            real("a f", [], f"(= {_max('a', 'f')} {_max('a', 'f')})"),
+            real("a f", [], f"(= {larger('a', 'f')} {larger('a', 'f')})"),
             real(
                 "a b t f b1 t1",
-                [f"(= b {_max('a', 't')})", f"(= b1 {_max('b', 'f')})", f"(= t1 {_max('t', 'f')})"],
-                f"(= b1 {_max('a', 't1')})",
+                [
+                    f"(= b {larger('a', 't')})",
+                    f"(= b1 {larger('b', 'f')})",
+                    f"(= t1 {larger('t', 'f')})",
+                ],
+                f"(= b1 {larger('a', 't1')})",
             ),
         ),
     ),
@@ -146,6 +150,33 @@ LAWS = (
             integer("n x", ["(>= n 1)", "(<= x (- 1))"], "(<= (* x n) (- n))"),
         ),
     ),
+    Law(
+        "sort-sum",
+        "Σ_j f(π(j)) = Σ_n f(n) for an order π of all rows: a sum does not depend on the order of "
+        "its terms",
+        (real("s a b", [], "(= (+ (+ s a) b) (+ (+ s b) a))"),),
+    ),
+    Law(
+        "sort-groups",
+        "#{g < G : c(g) ≤ j} = s(j) for ascending keys 0 ≤ s < G, c(g) of them at most g: a key at "
+        "most g at place j has c(g) > j, as all before it are at most g too; a key above g has "
+        "c(g) ≤ j; the number of g < G below s is min(s, G), by induction on G",
+        (
+            integer("x y g", ["(<= y x)", "(<= x g)"], "(<= y g)"),
+            integer("x y g", ["(>= y x)", "(> x g)"], "(> y g)"),
+            integer(
+                "c j x g",
+                ["(=> (<= x g) (>= c (+ j 1)))", "(=> (> x g) (<= c j))"],
+                "(= (<= c j) (> x g))",
+            ),
+            integer("s n", ["(>= s 0)", "(= n 0)"], "(= n (ite (<= s 0) s 0))"),
+            integer(
+                "s g n m",
+                ["(= n (ite (<= s g) s g))", "(= m (+ n (ite (< g s) 1 0)))"],
+                "(= m (ite (<= s (+ g 1)) s (+ g 1)))",
+            ),
+        ),
+    ),
     Law("exp-sum", "exp(a+b) = exp(a)·exp(b)"),
     Law("log-product", "log(exp(a)·b) = a + log(b) for b > 0"),
     Law("exp-positive", "exp(a) > 0, and exp(−∞) = 0"),
@@ -158,6 +189,11 @@ LAWS = (
         "row-function",
         "topk, sort, argmax, cumprod … are functions of a whole row of their operand and of the "
         "place asked for in it",
+    ),
+    Law(
+        "sort-order",
+        "sort gives every row one place, with keys in order: its indices are one-to-one on all "
+        "rows",
     ),
     Law(
         "mask-minimum",

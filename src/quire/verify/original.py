@@ -12,7 +12,7 @@ from torch import fx
 
 from quire.capture.program import Operand, Program
 from quire.verify.meaning import MEANING, VIEWS
-from quire.verify.meaning.opaque import opaque
+from quire.verify.meaning.opaque import draws, opaque
 from quire.verify.meaning.table import apply
 from quire.verify.poly import Poly
 from quire.verify.sizes import Sizes
@@ -20,10 +20,11 @@ from quire.verify.value import NoMeaning, NotShown, Value, cut, require, same_si
 
 
 class Original:
-    """Values of a program's nodes, each computed from the nearest tensors in `given`."""
+    """Values of a program's nodes, each computed from the nearest tensors in `given`. With `apart`
+    each op that draws random numbers is a function of its own."""
 
-    def __init__(self, program: Program, sizes: Sizes | None = None) -> None:
-        self.program = program
+    def __init__(self, program: Program, sizes: Sizes | None = None, apart: bool = False) -> None:
+        self.program, self.apart = program, apart
         self.sizes = sizes or Sizes(program)
         self.nodes = {n.name: n for n in program.graph.nodes}
         self.inputs = {
@@ -36,7 +37,20 @@ class Original:
     def cut(self, node: fx.Node, name: str = "") -> Value:
         """The tensor that `node` stands for, known by name only."""
         info = self.program.info(node)
-        return cut(name or self.inputs.get(node, node.name), self.shape(node), info.dtype)
+        return cut(name or self.name(node), self.shape(node), info.dtype)
+
+    def name(self, node: fx.Node) -> str:
+        return self.inputs.get(node, node.name)
+
+    def draws(self, node: fx.Node) -> bool:
+        """Whether the op of `node` draws random numbers."""
+        op = self.program.ops.get(node)
+        return op is not None and draws(op.target, op.arguments)
+
+    def label(self, node: fx.Node) -> str:
+        """What an op that is known by name only is called."""
+        target = str(self.program.ops[node].target)
+        return f"{target} drawn at {node.name}" if self.apart and self.draws(node) else target
 
     def value(self, node: fx.Node, given: Mapping[fx.Node, Value], memo: dict[Any, Any]) -> Any:
         """What `node` is, in terms of the values in `given`. Raises NoMeaning, NotShown."""
@@ -78,7 +92,7 @@ class Original:
         facts = [([self.sizes(s) for s in info.shape], info.dtype) for info in op.outputs]
         try:
             known = name in MEANING or name in VIEWS
-            result = apply(name, given) if known else opaque(str(op.target), given, facts)
+            result = apply(name, given) if known else opaque(self.label(node), given, facts)
         except (NoMeaning, NotShown) as error:
             raise type(error)(f"{node.name} = {op.target}: {error}") from error
         for value, info in zip(

@@ -11,6 +11,7 @@ from tests.verify.shard.cases import sharded
 from tools.mutate_shard import judge, lies
 
 EACH = 5
+ROUTED = 8
 
 
 @pytest.mark.parametrize("way", ["ulysses", "ring", "gathered", "hybrid"])
@@ -21,3 +22,15 @@ def test_no_lie_is_accepted(way: str) -> None:
     answers = [(judge(lie), lie.what) for lie in made[:EACH]]
     assert not [a for a in answers if a[0] == "ACCEPTED"]
     assert len([a for a in answers if a[0] in ("unknown", "refuted", "fails")]) >= EACH - 2
+
+
+def test_no_lie_about_routed_tokens_is_accepted() -> None:
+    """Tokens sorted, counted, put back and given to experts otherwise."""
+    every = [
+        m for m in lies(sharded("mixtral", 13, 4, "gathered"), hooks()) if m.kind == "wrong route"
+    ]
+    made = every[: len(every) // 2]  # of the first of two equal layers
+    assert len(made) >= 12
+    random.Random(0).shuffle(made)
+    answers = [(judge(lie), lie.what) for lie in made[:ROUTED]]
+    assert all(answer in ("unknown", "refuted") for answer, _ in answers), answers

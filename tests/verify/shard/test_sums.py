@@ -12,7 +12,7 @@ from quire.verify.compare import differ
 from quire.verify.interpret import tensor
 from quire.verify.prove import reset
 from quire.verify.shard.hooks import Ranks
-from quire.verify.shard.order import Mesh, Order
+from quire.verify.shard.order import Mesh, Order, Place
 from quire.verify.shard.tensor import Local
 from quire.verify.value import NotShown, build, cut
 
@@ -48,6 +48,37 @@ def test_padding_that_counts_is_no_sum(size: int, mesh: tuple[int, int]) -> None
     else:
         with pytest.raises(NotShown):
             ranks.sum_ranks(rows.sum(), "GROUP")
+
+
+@some
+@given(st.integers(1, 12), MESHES, st.integers(1, 3), st.booleans())
+def test_the_largest_of_the_ranks_largest(
+    size: int, mesh: tuple[int, int], outer: int, largest: bool
+) -> None:
+    ranks = ranks_of(mesh)
+    x = torch.randn(2, outer * size, dtype=torch.float64)
+    fill = -float("inf") if largest else float("inf")
+    whole = Local(cut("x", [2, outer * size], x.dtype))
+    rows = ranks.my_rows(whole, 1, outer, size, *mesh, "GROUP", fill)
+    own = rows.amax([1]) if largest else rows.amin([1])
+    found = ranks.max_ranks(own, "GROUP", largest).value
+    torch.testing.assert_close(tensor(found, {"x": x}), x.amax(1) if largest else x.amin(1))
+
+
+@pytest.mark.parametrize("fill", [0.0, None, float("inf")])
+def test_padding_that_may_be_the_largest_is_no_maximum(fill: float | None) -> None:
+    ranks = ranks_of((4, 2))
+    rows = ranks.my_rows(Local(cut("x", [13], torch.float64)), 0, 1, 13, 4, 2, "GROUP", fill)
+    with pytest.raises(NotShown):
+        ranks.max_ranks(rows.amax([0]), "GROUP")
+    with pytest.raises(NotShown):
+        ranks.max_ranks(rows.sum(), "GROUP")
+
+
+def test_an_extreme_of_what_all_ranks_hold_is_that() -> None:
+    ranks = ranks_of((4, 1))
+    x = cut("x", [3], torch.float64)
+    assert differ(ranks.max_ranks(Local(x), "GROUP").value, x) == ""
 
 
 @some
@@ -88,3 +119,16 @@ def test_another_mesh_is_refused() -> None:
         ranks.my_rows(x, 0, 1, 8, 2, 1, "GROUP", 0.0)
     with pytest.raises(NotShown):
         ranks.sum_ranks(x, "another group")
+
+
+def test_padding_rows_hold_the_last_row() -> None:
+    """As the runtime's docstring says: not what another tensor's padding holds."""
+    ranks = ranks_of((4, 1))
+    x = cut("x", [13], torch.float64)
+    held = Local(ranks.mesh.seen(Place(0, Order(13, 4)), x))
+    again = ranks.my_rows(
+        ranks.gather_rows(held, 0, 1, 13, 4, 1, "GROUP"), 0, 1, 13, 4, 1, "GROUP", None
+    )
+    assert differ(ranks.gather_rows(again, 0, 1, 13, 4, 1, "GROUP").value, x) == ""
+    with pytest.raises(NotShown):
+        ranks.sum_ranks(held.sub(again).sum(), "GROUP")

@@ -4,6 +4,9 @@ Backward from every attention's queries, keys and values: as far as an axis of e
 rows asked for, the op can run on this rank's rows alone. Forward from there: every op that reads
 a spread tensor runs on parts if one of its axes allows it; operands the axis reads whole are
 brought together. What no axis allows runs whole, on every rank.
+
+Lengths may be free: sizes are then expressions of them, and a rank's rows of each sequence are a
+symbol of their own (`Placer.local`).
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -19,13 +22,14 @@ import sympy
 import torch
 from torch import fx
 
-from quire.capture.program import Op, Program, TensorInfo
+from quire.capture.program import Op, Program, Size, TensorInfo, evaluate
 from quire.errors import CaptureError
 from quire.flow.registry import flow_of
-from quire.flow.relation import Axis, Flow, Join, Part, Span
+from quire.flow.relation import Axis, Flow, Join, Part
 from quire.plan.layout import Layout
 from quire.plan.shard.plan import Placed, Site, Step
 from quire.plan.shard.routed import routed
+from quire.plan.shard.units import Unit, fits, local_shape, mentions, placed_by, plain, unit_of
 
 aten: Any = torch.ops.aten
 
@@ -33,15 +37,6 @@ LOSSES = (aten.cross_entropy_loss.default,)
 """Means that weigh rows by the data: the flow cannot split them, `collectives` can."""
 
 _KINDS = {Join.SUM: "sum", Join.MEAN: "mean", Join.MAX: "max", Join.MIN: "min"}
-
-
-@attrs.frozen
-class Unit:
-    """Units of an axis as rows of the sequence: `outer` blocks of `size` rows of `scale` units."""
-
-    outer: int
-    size: int
-    scale: int
 
 
 @attrs.frozen(eq=False)
@@ -54,44 +49,22 @@ class Spreading:
     notes: tuple[str, ...]
 
 
-def unit_of(read: Span, placed: Placed) -> Unit | None:
-    """The units of an axis that reads `read` which `placed` holds parts of."""
-    if read.dim != placed.dim or read.lo != 0 or read.hi != 0 or placed.routed:
-        return None
-    scale, outer = int(read.scale), int(read.outer)
-    if placed.scale % scale:
-        return None
-    if outer == placed.outer:
-        return Unit(1, placed.size, placed.scale // scale)
-    return Unit(placed.outer, placed.size, placed.scale // scale) if outer == 1 else None
-
-
-def placed_by(span: Span | None, unit: Unit) -> Placed | None:
-    """Where `unit` puts the rows of a tensor that an axis reads or writes at `span`."""
-    if span is None or (span.lo, span.hi) != (0, 0):
-        return None
-    outer = int(span.outer)
-    if unit.outer > 1 and outer > 1:
-        return None
-    return Placed(span.dim, unit.size, max(outer, unit.outer), unit.scale * int(span.scale))
-
-
-def fits(placed: Placed, info: TensorInfo) -> bool:
-    return int(info.shape[placed.dim]) == placed.outer * placed.size * placed.scale
-
-
-def local_shape(shape: Sequence[Any], placed: Placed | None, local: int) -> tuple[int, ...]:
-    if placed is None:
-        return tuple(int(s) for s in shape)
-    rows = placed.outer * local * placed.scale
-    return tuple(rows if d == placed.dim else int(s) for d, s in enumerate(shape))
-
-
 class Placer:
-    """One program's spreading over `ranks`, with the order `ring` of all its sequences."""
+    """One program's spreading over `ranks`, with the order `ring` of all its sequences. `at` gives
+    free lengths the values that costs are compared at."""
 
-    def __init__(self, program: Program, sites: Sequence[Site], ranks: int, ring: int) -> None:
+    def __init__(
+        self,
+        program: Program,
+        sites: Sequence[Site],
+        ranks: int,
+        ring: int,
+        at: Mapping[sympy.Symbol, int] | None = None,
+    ) -> None:
         self.program, self.ranks, self.ring = program, ranks, ring
+        self.lengths = dict(at or {})
+        self.local: dict[sympy.Expr, sympy.Symbol] = {}
+        """A rank's rows of each sequence whose length is free."""
         self.sites = {site.node: site for site in sites}
         self.by_name = {n.name: n for n in program.graph.nodes}
         self.flows: dict[fx.Node, Flow] = {n: flow_of(op) for n, op in program.ops.items()}
@@ -104,8 +77,25 @@ class Placer:
     def layout(self, size: int) -> Layout:
         return Layout(size, self.ranks, self.ring)
 
-    def rows(self, size: int) -> int:
-        return self.layout(size).local if self.some is None else self.some
+    def rows(self, size: Any) -> Any:
+        """A rank's rows of a sequence of `size`; a symbol where that is free."""
+        if self.some is not None:
+            return self.some
+        if isinstance(size, int):
+            return self.layout(size).local
+        if size not in self.local:
+            name = f"local_{len(self.local)}" if self.local else "local"
+            self.local[size] = sympy.Symbol(name, integer=True, positive=True)
+        return self.local[size]
+
+    def number(self, size: Size) -> int:
+        """A size at the lengths that costs are compared at."""
+        local = {x: self.layout(evaluate(s, self.lengths)).local for s, x in self.local.items()}
+        return evaluate(size, {**self.lengths, **local})
+
+    def _even(self, size: Size) -> bool:
+        """Whether no rank ever holds padding."""
+        return isinstance(size, int) and self.layout(size).padded == size
 
     def on_rows(self, nodes: Sequence[fx.Node], rows: int) -> tuple[Step, ...]:
         """The steps of ops that run on `rows` of this rank's rows at a time."""
@@ -250,7 +240,7 @@ class Placer:
         if axis.join is Join.CONCAT:
             return self._local(op, axis, unit, held)
         kind = _KINDS.get(axis.join)
-        whole = int(axis.size) == unit.outer * unit.size * unit.scale
+        whole = axis.size == unit.outer * unit.size * unit.scale
         if kind is None or axis.init is not None or any(axis.writes) or not whole:
             return None
         if kind in ("max", "min") and not op.out.dtype.is_floating_point:
@@ -262,7 +252,7 @@ class Placer:
             (i, p) for i, read in enumerate(axis.reads) if (p := placed_by(read, unit)) is not None
         ]
         fills = reading[:1] if kind == "sum" else reading
-        if self.layout(unit.size).padded == unit.size:
+        if self._even(unit.size):
             fills = []
         nbytes = 2 * sum(_bytes(o, None, self) for o in op.outputs) * (self.ranks - 1) // self.ranks
         return attrs.evolve(
@@ -306,12 +296,12 @@ class Placer:
         start = sympy.Symbol("start", integer=True)
         length = unit.outer * local * unit.scale
         changed = axis.edit(Part(op, start, start + length, shapes))
-        if any(_mentions(v, start) for v in changed.values()):
+        if any(mentions(v, start) for v in changed.values()):
             return None
         names = {a.name for a in op.target._schema.arguments}
         if any(k not in names for k in changed):
             return None
-        return tuple((k, _plain(v)) for k, v in changed.items())
+        return tuple((k, plain(v)) for k, v in changed.items())
 
     def _loss(self, op: Op, held: Sequence[Placed | None]) -> Step | None:
         scores, target = op["self"], op["target"]
@@ -337,8 +327,9 @@ class Placer:
         if rows is None:
             return None
         info = op.operands[0].info
-        each = math.prod(int(s) for d, s in enumerate(info.shape) if d != placed.dim)
-        nbytes = 2 * each * rows[1] * info.dtype.itemsize * (self.ranks - 1) // self.ranks
+        each: Any = math.prod(s for d, s in enumerate(info.shape) if d != placed.dim)
+        sent = self.number(each * rows[1])
+        nbytes = 2 * sent * info.dtype.itemsize * (self.ranks - 1) // self.ranks
         changed = (("first", rows[0]), ("count", rows[1]))
         return Step(op.node.name, "fixed", (None,), (), ((0, placed),), (), changed, nbytes)
 
@@ -350,34 +341,27 @@ class Placer:
         )
 
 
-def _selected(op: Op, placed: Placed) -> tuple[int, int] | None:
+def _selected(op: Op, placed: Placed) -> tuple[Size, Size] | None:
     """First row and number of rows that a view at fixed places takes of the spread dim."""
     if op.target is aten.select.int:
         if op["dim"] % op.operands[0].ndim != placed.dim:
             return None
-        return op["index"] % placed.size, 1
+        return _from_front(op["index"], placed.size), 1
     if op.target is aten.slice.Tensor and op["step"] == 1:
         if op["dim"] % op.operands[0].ndim != placed.dim:
             return None
         first = op["start"] or 0
-        return first % placed.size if first < 0 else first, int(op.out.shape[placed.dim])
+        return _from_front(first, placed.size), op.out.shape[placed.dim]
     return None
 
 
+def _from_front(place: Size, size: Size) -> Size:
+    """A place as Python counts it."""
+    return place + size if isinstance(place, int) and place < 0 else place
+
+
 def _bytes(info: TensorInfo, placed: Placed | None, placer: Placer) -> int:
-    shape = info.shape
+    shape: Any = info.shape
     if placed is not None:
         shape = local_shape(info.shape, placed, placer.rows(placed.size))
-    return math.prod(int(s) for s in shape) * info.dtype.itemsize
-
-
-def _mentions(value: Any, symbol: sympy.Symbol) -> bool:
-    if isinstance(value, list | tuple):
-        return any(_mentions(v, symbol) for v in value)
-    return isinstance(value, sympy.Expr) and symbol in value.free_symbols
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(_plain(v) for v in value)
-    return int(value) if isinstance(value, sympy.Integer) else value
+    return placer.number(math.prod(shape)) * info.dtype.itemsize

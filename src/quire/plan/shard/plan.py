@@ -1,4 +1,7 @@
-"""What a shard plan says: frozen data, by node name, without tensors or process groups."""
+"""What a shard plan says: frozen data, by node name, without tensors or process groups.
+
+Sizes are ints, of one length, or expressions of lengths that are free (`plan.shard.lengths`).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ class Placed:
     `scale` elements each. `routed`: each rank holds its own rows, in an order the data chose."""
 
     dim: int
-    size: int
+    size: Any
     outer: int = 1
     scale: int = 1
     routed: bool = False
@@ -54,7 +57,7 @@ class Stretch:
 
     module: str
     nodes: tuple[str, ...]
-    size: int
+    size: Any
     rows: int
     steps: tuple[Step, ...]
     given: tuple[tuple[str, Placed], ...]
@@ -108,8 +111,8 @@ class Site:
     heads: int
     kv: int
     depth: int
-    q_size: int
-    k_size: int
+    q_size: Any
+    k_size: Any
     itemsize: int
     plain: str = ""
     """Why the graph's own op must run, on gathered keys and values; "" if it need not."""
@@ -138,6 +141,8 @@ class ShardPlan:
     head_parts: int = 1
     stretches: tuple[Stretch, ...] = ()
     """Ops that run in parts of a rank's rows."""
+    local: tuple[tuple[Any, Any], ...] = ()
+    """A rank's rows, a symbol, of each sequence whose size is free."""
 
     def layout(self, size: int) -> Layout:
         return Layout(size, self.ranks, self.order)

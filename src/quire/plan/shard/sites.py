@@ -14,7 +14,8 @@ import attrs
 import torch
 from torch import fx
 
-from quire.capture.program import Op, Operand, Program
+from quire.capture.program import Op, Operand, Program, Size
+from quire.errors import CaptureError
 from quire.plan.shard.plan import Site
 from quire.rewrite.index_function import Evaluator, is_constant, window
 from quire.rewrite.masks import additive
@@ -93,7 +94,9 @@ def _site(program: Program, evaluator: Evaluator, op: Op) -> Site:
             plain = "its mask is more than comparisons of vectors"
         else:
             (left, right), rule, leaves = found
-    heads, kv = (int(program.info(n).shape[-3]) if q.ndim == 4 else 1 for n in (q.node, keys))
+    heads, kv = (
+        _fixed(op, program.info(n).shape[-3]) if q.ndim == 4 else 1 for n in (q.node, keys)
+    )
     return Site(
         node=op.node.name,
         module=op.where.module,
@@ -106,15 +109,25 @@ def _site(program: Program, evaluator: Evaluator, op: Op) -> Site:
         leaves=leaves,
         scale=op["scale"],
         dropout=float(op["dropout_p"]),
-        batch=int(q.shape[0]),
+        batch=_fixed(op, q.shape[0]),
         heads=heads,
         kv=kv,
-        depth=int(q.shape[-1]),
-        q_size=int(q.shape[-2]),
-        k_size=int(k.shape[-2]),
+        depth=_fixed(op, q.shape[-1]),
+        q_size=q.shape[-2],
+        k_size=k.shape[-2],
         itemsize=q.info.dtype.itemsize,
         plain=plain,
     )
+
+
+def _fixed(op: Op, size: Size) -> int:
+    if not isinstance(size, int):
+        raise CaptureError(
+            f"an attention whose size {size} is free, and is not the length of a sequence",
+            where=str(op.where),
+            allowed="sequences of free length",
+        )
+    return size
 
 
 def unrepeated(program: Program, node: fx.Node) -> fx.Node:

@@ -15,6 +15,7 @@ from quire.verify.meaning import (  # noqa: F401  (they fill the table)
     normalise,
     pointwise,
     reduce,
+    sorted,
     view,
     window,
 )

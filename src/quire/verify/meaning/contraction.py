@@ -8,6 +8,7 @@ import torch
 
 from quire.verify import term as t
 from quire.verify.meaning.pointwise import add, mul, promoted
+from quire.verify.meaning.sorted import group_at
 from quire.verify.meaning.table import means
 from quire.verify.poly import ONE, Poly, poly
 from quire.verify.value import NoMeaning, Value, build, require, same_size, spread
@@ -134,17 +135,21 @@ def baddbmm(self: Value, batch1: Value, batch2: Value, beta: Any = 1, alpha: Any
 def grouped_mm(
     self: Value, mat2: Value, offs: Any = None, bias: Any = None, out_dtype: Any = None
 ) -> Value:
-    """Row m times the matrix of its group: the number of groups that end at or before m."""
+    """Row m times the matrix of its group: the number of groups that end at or before m, or the
+    key of row m where groups are the rows sorted by a key."""
     if self.ndim != 2 or mat2.ndim != 3 or not isinstance(offs, Value) or bias is not None:
         raise NoMeaning("a grouped product that is not of rows in groups")
     groups, inner, width = mat2.shape
     require(same_size(inner, self.shape[1], "sizes agree"), "grouped product of other sizes")
+    require(same_size(offs.shape[0], groups, "sizes agree"), "other groups than matrices")
 
     def element(idx: list[Poly]) -> Any:
         def before(g: Poly) -> Any:
             return t.ind(t.ge(idx[0] - offs.int([g])))
 
-        group = t.int_of(t.bind("sum", groups, before))
+        group = group_at(idx[0], self.shape[0], groups, offs)
+        if group is None:
+            group = t.int_of(t.bind("sum", groups, before))
         return t.bind(
             "sum",
             inner,

@@ -14,6 +14,15 @@ from quire.verify.value import Value, as_real, build, kind_of
 Fact = tuple[Sequence[Any], torch.dtype]
 
 
+def draws(target: Any, given: Mapping[str, Any]) -> bool:
+    """Whether an op draws random numbers: it is no function of its operands alone."""
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    odds = [given[name] for name in ("p", "dropout", "dropout_p") if name in given]
+    idle = any(given.get(name) is False for name in ("train", "training"))
+    return not idle and (not odds or any(odds))
+
+
 def opaque(name: str, given: Mapping[str, Any], outputs: Sequence[Fact]) -> Value | tuple[Any, ...]:
     """The results of op `name`, of the given shapes and dtypes. Equal arguments give equal ones;
     nothing else is known of them."""

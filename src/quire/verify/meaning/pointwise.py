@@ -360,13 +360,17 @@ def masked_fill(self: Value, mask: Value, value: Any) -> Value:
 # --- copies and conversions ------------------------------------------------------------------
 
 
-@means("clone", "alias", "detach", "contiguous", "lift_fresh_copy", "lift_fresh", "dropout",
-       "feature_dropout", "alpha_dropout", "detach_copy", "positive")  # fmt: skip
-def same(self: Any = None, input: Any = None, train: Any = False, **more: Any) -> Value:
-    value = self if self is not None else input
-    if train:
-        raise NoMeaning("dropout in training mode")
-    return value
+@means("clone", "alias", "detach", "contiguous", "lift_fresh_copy", "lift_fresh", "detach_copy",
+       "positive")  # fmt: skip
+def same(self: Value, **more: Any) -> Value:
+    return self
+
+
+@means("dropout", "feature_dropout", "alpha_dropout")
+def dropout(input: Value, p: float, train: bool) -> Value:
+    if train and p:
+        raise NoMeaning("dropout: what is dropped is drawn, and no function of the place")
+    return input
 
 
 @means("_to_copy", "to", "type_as")

@@ -10,6 +10,7 @@ import torch
 from quire.verify import term as t
 from quire.verify.decide import prove
 from quire.verify.meaning.contraction import sum_over
+from quire.verify.meaning.gather import gather
 from quire.verify.meaning.pointwise import mul as times
 from quire.verify.meaning.pointwise import sub
 from quire.verify.meaning.table import MEANING, means
@@ -180,7 +181,8 @@ def topk(self: Value, k: Any, dim: int = -1, largest: bool = True, sorted: bool 
 def sort(self: Value, dim: int = -1, descending: bool = False, stable: Any = None) -> Any:
     d = dim_of(self, dim)
     parts = [("values", self.dtype), ("indices", torch.int64)]
-    return _of_row("order", self, d, self.shape, (str(bool(descending)),), parts)
+    values, order = _of_row("order", self, d, self.shape, (str(bool(descending)),), parts)
+    return (gather(self, d, order) if self.kind == "int" else values), order
 
 
 def argsort(self: Value, dim: int = -1, descending: bool = False, stable: Any = None) -> Any:

@@ -19,16 +19,19 @@ from torch import fx
 
 from quire.verify.compare import closed, differ
 from quire.verify.original import Original
-from quire.verify.poly import ZERO, variable
+from quire.verify.poly import ZERO, Poly, single, variable
 from quire.verify.same import same
+from quire.verify.shard.alike import function_key, many, results, statement_key
 from quire.verify.shard.attend import Attention, Groups, ranked_value
 from quire.verify.shard.order import Mesh
 from quire.verify.shard.row_parts import RowParts
 from quire.verify.shard.task import Hint, Task
 from quire.verify.shard.tensor import EXPECTED, Local, Namespace, Torch
 from quire.verify.steps import Step
-from quire.verify.structure import walk
+from quire.verify.term.core import RANGES
 from quire.verify.value import NoMeaning, NotShown, Value, indices, require
+
+Range = tuple[int, int]
 
 WRONG = 3
 """Statements that may make another tensor than the model's of that name before the proof is given
@@ -41,14 +44,20 @@ class Applied:
     def __init__(self, task: Task) -> None:
         program, names, ranks = task.program, task.names, task.ranks
         self.program, self.hints, self.outputs = program, task.hints, task.outputs
-        self.original = Original(program)
+        self.own, self.lengths = task.own, task.lengths
+        self.original = Original(program, apart=True)
         self.mesh = Mesh(ranks)
         self.hooks = RowParts(self.mesh, self._part_of, self._known)
         self.cuts: dict[fx.Node, Value] = {}
         self.parts: dict[int, tuple[fx.Node, Hint, Value]] = {}
         """This rank's part of each tensor that is known by name, by its `id`."""
         self.steps: list[Step] = []
-        self.proved: dict[Any, Any] = {}
+        self.proved: dict[Any, Range | None] = {}
+        """Statements by their structure, and the range of the integers that each makes."""
+        self.again: dict[Any, list[Range | None]] = {}
+        """Functions of the module tree likewise."""
+        self.drawn: set[fx.Node] = set()
+        self.between: dict[fx.Node, Range | None] = {}
         self.shared = 0
         self.functions = {(s.module, s.call): ast.parse(s.text).body[0] for s in task.sources}
         targets = {name: t for t, many in names.items() for name in many}
@@ -65,7 +74,7 @@ class Applied:
     def run(self) -> list[Step]:
         users = [i.node for i in self.program.inputs if i.kind == "user"]
         given = [Local(self._known(n, None, self.original.cut(n))) for n in users]
-        made = self.call("", 0, given)
+        made = self.call("", 0, [*given, *self.lengths])
         if not isinstance(made, tuple) or len(made) != len(self.program.outputs):
             raise NoMeaning("results of another number than the model's")
         for k, (got, out, at) in enumerate(
@@ -88,9 +97,32 @@ class Applied:
         assert isinstance(function, ast.FunctionDef)
         wanted = [a.arg for a in function.args.args][1:]
         if len(wanted) != len(given):
-            raise NoMeaning(f"{module} called with {len(given)} tensors, and not {len(wanted)}")
+            raise NoMeaning(f"{module} called with {len(given)} values, and not {len(wanted)}")
         scope = {**self.scope, "self": Tree(self, module), **dict(zip(wanted, given, strict=True))}
-        return self._body(function, scope, module)
+        names = results(function)
+        nodes = [n for name in names if (n := self.original.nodes.get(name)) is not None]
+        key = None
+        if module and nodes and len(nodes) == len(names):
+            key = function_key(self, module, number, given, nodes)
+        if key in self.again and not any(n in self.cuts for n in nodes):
+            self.shared += 1
+            ranges = zip(nodes, self.again[key], strict=True)
+            made = tuple(Local(self._named(n, self.hint(n.name), b)) for n, b in ranges)
+            return made if many(function) else made[0]
+        made = self._body(function, scope, module)
+        if key is not None:
+            self._keep(key, nodes, made if many(function) else (made,))
+        return made
+
+    def _keep(self, key: Any, nodes: Sequence[fx.Node], made: Sequence[Any]) -> None:
+        """Functions of this structure give the model's tensors, if each result is known by name."""
+        for node, x in zip(nodes, made, strict=True):
+            found = self.parts.get(id(x.value)) if isinstance(x, Local) else None
+            if found is None or found[0] is not node or found[1] != self.hint(node.name):
+                return
+            if self.cuts[node].name is None:
+                return
+        self.again[key] = [self.between.get(n) for n in nodes]
 
     def _body(self, function: ast.FunctionDef, scope: dict[str, Any], module: str) -> Any:
         for statement in function.body:
@@ -125,7 +157,7 @@ class Applied:
             self.weights[node] = Local(self._known(node, None, self.original.cut(node)))
         return self.weights[node]
 
-    def _hint(self, name: str) -> Hint:
+    def hint(self, name: str) -> Hint:
         """Where the tensor `name` lies, for as many rows as are being run."""
         at = self.hints.get(name)
         return at if at is None else attrs.evolve(at, some=self.hooks.some)
@@ -138,8 +170,13 @@ class Applied:
         node, at, _ = found
         return node, at, self.cuts.get(node) or self.original.cut(node)
 
+    def _is_part(self, x: Local, node: fx.Node) -> bool:
+        found = self.parts.get(id(x.value))
+        return found is not None and found[0] is node
+
     def _known(self, node: fx.Node, at: Hint, whole: Value) -> Value:
-        part = whole if at is None else self.mesh.seen(at, whole)
+        past = self.original.cut(node) if whole.name is None else None
+        part = whole if at is None else self.mesh.seen(at, whole, past)
         self.parts[id(part)] = node, at, part
         return part
 
@@ -152,15 +189,18 @@ class Applied:
         text = ast.unparse(statement)
         inner = calls and isinstance(value, ast.Call) and "self" in ast.unparse(value.func)
         node = self.original.nodes.get(names[0]) if len(names) == 1 and not inner else None
-        key = None if node is None else self._signature(value, node, scope)
-        if key is not None and node is not None and key in self.proved:
-            at = self._hint(node.name)
-            scope[names[0]] = Local(self._cut(node, at, self.original.cut(node)))
+        key = None
+        if node is not None and node.name not in self.own and not self.original.draws(node):
+            key = statement_key(self, value, node, scope, module)
+        if key is not None and node not in self.cuts and key in self.proved:
+            assert node is not None
+            at = self.hint(node.name)
+            scope[names[0]] = Local(self._named(node, at, self.proved[key]))
             self.shared += 1
             return
         infos = self.program.infos.get(node, ()) if node is not None else ()
         facts = [([self.original.sizes(s) for s in i.shape], i.dtype) for i in infos]
-        EXPECTED.append((str(node.target) if node is not None else "", facts))
+        EXPECTED.append((*self._asked(node), facts))
         try:
             made = _eval(value, scope)
         except (NoMeaning, NotShown) as error:
@@ -178,11 +218,24 @@ class Applied:
         for name in names:
             self._learn(name, scope, f"{module}: {text}", key)
 
+    def _asked(self, node: fx.Node | None) -> tuple[str, str]:
+        """The op that makes a tensor, and what it is called. Raises NotShown for numbers that are
+        drawn twice: what is drawn for a tensor is one outcome."""
+        if node is None or node not in self.program.ops:
+            return "", ""
+        if self.original.draws(node):
+            if node in self.drawn or self.hooks.some:
+                raise NotShown(f"{node.name} is drawn more than once")
+            self.drawn.add(node)
+        return str(node.target), self.original.label(node)
+
     def _learn(self, name: str, scope: dict[str, Any], text: str, key: Any) -> None:
         node, made = self.original.nodes.get(name), scope[name]
         if node is None or not isinstance(made, Local) or len(self.program.infos[node]) != 1:
             return
-        at = self._hint(name)
+        if name in self.own or (node in self.cuts and not self._is_part(made, node)):
+            return  # a tensor of that name is held already: its padding rows may be others
+        at = self.hint(name)
         try:
             why, want = self._differs(made, node, at)
         except (NoMeaning, NotShown) as error:
@@ -195,10 +248,20 @@ class Applied:
                 raise NotShown(f"{wrong[0].text}: {wrong[0].reason}")
             return
         self.steps.append(Step(1, f"{name}: {text}", "equal"))
-        small = closed(want.scalar)
-        scope[name] = Local(self._cut(node, at, want if small else self.original.cut(node)))
-        if key is not None and not small:
-            self.proved[key] = None
+        if closed(want.scalar):
+            scope[name] = Local(self._cut(node, at, want))
+            return
+        between = _range(made.value, want)
+        scope[name] = Local(self._named(node, at, between))
+        if key is not None:
+            self.proved[key] = between
+
+    def _named(self, node: fx.Node, at: Hint, between: Range | None) -> Value:
+        """The tensor known by name, and by the range of its elements, padding rows' included."""
+        self.between[node] = between
+        if between is not None:
+            RANGES[self.original.name(node)] = between
+        return self._cut(node, at, self.original.cut(node))
 
     def _cut(self, node: fx.Node, at: Hint, whole: Value) -> Value:
         self.cuts[node] = whole
@@ -231,61 +294,8 @@ class Applied:
             return "", want
         return f"\n     is {mine}\n not {whole}"[:2000], want
 
-    # --- equal structure ----------------------------------------------------------------------
-
-    def _signature(self, value: ast.expr, node: fx.Node, scope: dict[str, Any]) -> Any:
-        """Equal for statements that are proved alike: the text, what its variables hold and what
-        it must equal, tensors known by name numbered in order."""
-        order: dict[str, int] = {}
-        held: list[Any] = []
-        shown = _Shown(self, scope, order, held)
-        try:
-            text = ast.unparse(shown.visit(ast.parse(ast.unparse(value), mode="eval").body))
-            local: dict[fx.Node, int] = {}
-            rows: list[Any] = []
-            walk(node, self.original, self.cuts, order, local, rows)
-        except NoMeaning:
-            return None
-        return text, tuple(held), tuple(rows), self._hint(node.name)
-
-
-class _Shown(ast.NodeTransformer):
-    """A statement's variables and weights by what they hold."""
-
-    def __init__(
-        self, applied: Applied, scope: dict[str, Any], order: dict[str, int], held: list[Any]
-    ) -> None:
-        self.applied, self.scope, self.order, self.held = applied, scope, order, held
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        x = self.scope.get(node.id)
-        if isinstance(x, Local):
-            return self._tensor(x)
-        if node.id != "self" and (x is None or x is not self.applied.scope.get(node.id)):
-            raise NoMeaning(f"{node.id}, which is no tensor")
-        return node
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        text = ast.unparse(node)
-        if text.startswith("self."):
-            x = _eval(node, self.scope)
-            if isinstance(x, Local):
-                return self._tensor(x)
-        return self.generic_visit(node)
-
-    def _tensor(self, x: Local) -> ast.AST:
-        known = self.applied.parts.get(id(x.value))
-        if known is None:
-            self.held.append((x.value.shape, x.value.dtype, x.value.scalar))
-        else:
-            node, at, _ = known
-            whole = self.applied.cuts.get(node) or self.applied.original.cut(node)
-            if whole.name is None:
-                self.held.append((at, whole.shape, whole.scalar))
-            else:
-                number = self.order.setdefault(whole.name, len(self.order))
-                self.held.append((number, at, whole.shape, whole.dtype))
-        return ast.Name(f"v{len(self.held)}", ast.Load())
+    def tree(self, module: str) -> Tree:
+        return Tree(self, module)
 
 
 class Tree:
@@ -306,8 +316,23 @@ class Tree:
     def __getitem__(self, at: int) -> Any:
         return self._at(str(at))
 
-    def __call__(self, *given: Any, quire_call: int = 0) -> Any:
+    def __call__(self, *given: Any, quire_call: int = 0, quire_program: int = 0) -> Any:
         return self._applied.call(self._path, quire_call, given)
+
+
+def _range(*parts: Value) -> Range | None:
+    """Numbers that all elements of the tensors, whole ones, lie between."""
+    lows, highs = [], []
+    for x in parts:
+        atom = single(x.scalar) if isinstance(x.scalar, Poly) else None
+        if atom is None or not atom.lower or not atom.upper:
+            return None
+        low, high = atom.lower[0].constant, atom.upper[0].constant
+        if low is None or high is None:
+            return None
+        lows.append(low)
+        highs.append(high)
+    return min(lows), max(highs)
 
 
 def _names(target: ast.expr) -> list[ast.Name]:

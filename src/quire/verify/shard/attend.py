@@ -62,7 +62,7 @@ class Attention:
 
     def ulysses(self, *given: Any, dropout: float = 0.0, group: Any, **more: Any) -> Local:
         if dropout:
-            raise NoMeaning("attention with dropout")
+            raise NoMeaning("attention with dropout: what is dropped is drawn")
         return self._attend("ulysses", *given, group=group, **more)
 
     def ring(self, *given: Any, group: Any, **more: Any) -> Local:

@@ -44,17 +44,19 @@ def exact_shard_run(
     outputs: Sequence[Hint],
     seeds: int = 1,
     most: int = WEIGHT_MOST,
+    lengths: tuple[int, ...] = (),
 ) -> ExactRun:
     """`texts` are the runtime's files by module name, and under "reduction" the class that reduces
     gradients ("" if that is left to others, who take the mean). Programs whose inputs have more
-    than `most` elements are not run."""
+    than `most` elements are not run. `lengths` are given to the root's function after the user's
+    tensors."""
     total = sum(math.prod(map(int, program.info(i.node).shape)) for i in program.inputs)
     chance = min(1.0, 2 * len(program.ops) / field.P) ** seeds
     if total > most:
         return ExactRun(None, f"{total} elements are too many to run exactly", 0, 1.0)
     for seed in range(seeds):
         try:
-            why = _Run(program, sources, names, texts, ranks, outputs, seed).differs()
+            why = _Run(program, sources, names, texts, ranks, outputs, seed, lengths).differs()
         except (Unsupported, *FAILS) as error:
             text = (str(error) or type(error).__name__).splitlines()[0]
             return ExactRun(None, text, seed, 1.0)
@@ -66,8 +68,9 @@ def exact_shard_run(
 class _Run:
     def __init__(
         self, program: Program, sources: Any, names: Any, texts: Any, ranks: int, outputs: Any,
-        seed: int,
+        seed: int, lengths: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
+        self.lengths = lengths
         self.program, self.sources, self.texts = program, sources, texts
         self.ranks, self.outputs = ranks, outputs
         self.by_name = {name: t for t, many in names.items() for name in many}
@@ -132,7 +135,7 @@ class _Run:
                 functions[s.module, s.call] = own["forward"]
             users = [self.inputs[i.node].clone() for i in self.program.users_inputs()]
             tree = _Tree("", {n: state[t] for n, t in self.by_name.items()}, functions)
-            results = list(functions["", 0](tree, *users))
+            results = list(functions["", 0](tree, *users, *self.lengths))
             _backward(results)
             grads = {t: state[t].grad for t in self.trained}
             self._reduced(runtime, [state[t] for t in self.trained if state[t].grad is not None])
@@ -182,7 +185,7 @@ class _Tree:
     def __getitem__(self, at: int) -> Any:
         return self.__getattr__(str(at))
 
-    def __call__(self, *given: Any, quire_call: int = 0) -> Any:
+    def __call__(self, *given: Any, quire_call: int = 0, quire_program: int = 0) -> Any:
         return self._functions[self._path, quire_call](self, *given)
 
 

@@ -10,7 +10,7 @@ from quire.verify.decide import divmod_
 from quire.verify.meaning.loss import MEAN, SUM, summed
 from quire.verify.poly import ZERO, Poly, poly, variable
 from quire.verify.shard.order import Mesh, Order, Place, place
-from quire.verify.shard.sums import sum_ranks
+from quire.verify.shard.sums import extreme_ranks, sum_ranks
 from quire.verify.shard.tensor import Local
 from quire.verify.term.core import flat
 from quire.verify.value import NoMeaning, NotShown, Value, build, convert, cut, number, require
@@ -35,6 +35,9 @@ class Ranks:
         self.orders[found] = None
         return found
 
+    def local_rows(self, size: int, ranks: int, ring: int) -> int:
+        return self.order(size, ranks, ring, "GROUP").rows
+
     def over(self, group: Any, what: str) -> None:
         require(group == "GROUP", f"{what} over other ranks than all of the mesh dim")
         require(self.mesh.start is None, f"{what} of some of a rank's rows")
@@ -45,9 +48,15 @@ class Ranks:
     ) -> Local:  # fmt: skip
         value = x.value
         at = Place(dim % value.ndim, self.order(size, ranks, ring, group), outer)
-        if fill is None:  # nothing is claimed of padding
-            return Local(self.mesh.seen(at, value))
-        return Local(self._inside(self.mesh.seen(at, value), at, fill))
+        rows = self.mesh.seen(at, value)
+        if fill is not None:
+            return Local(self._inside(rows, at, lambda _: filled(fill, value.kind)))
+
+        def last(idx: list[Poly]) -> Any:
+            o = divmod_(idx[at.dim], at.order.rows)[0] if outer > 1 else ZERO
+            return value.at([*idx[: at.dim], o * size + (size - 1), *idx[at.dim + 1 :]])
+
+        return Local(self._inside(rows, at, last))
 
     def fill_rows(
         self, x: Local, dim: int, outer: int, size: int, ranks: int, ring: int, group: Any,
@@ -56,14 +65,14 @@ class Ranks:
         value = x.value
         at = Place(dim % value.ndim, self.order(size, ranks, ring, group), outer)
         require(value.shape[at.dim].constant == at.local, "rows of another number")
-        return Local(self._inside(value, at, fill))
+        return Local(self._inside(value, at, lambda _: filled(fill, value.kind)))
 
-    def _inside(self, value: Value, at: Place, fill: float) -> Value:
+    def _inside(self, value: Value, at: Place, fill: Callable[[list[Poly]], Any]) -> Value:
         def element(idx: list[Poly]) -> Any:
             rows = divmod_(idx[at.dim], at.order.rows)[1] if at.outer > 1 else idx[at.dim]
             p = place(at.order, self.mesh.flat(at.order, rows))
             inside = t.ge(poly(at.order.size - 1) - p)
-            return t.ite(inside, value.at(idx), filled(fill, value.kind))
+            return t.ite(inside, value.at(idx), fill(idx))
 
         return build(value.shape, value.dtype, element)
 
@@ -117,7 +126,16 @@ class Ranks:
 
     def max_ranks(self, x: Local, group: Any, largest: bool = True) -> Local:
         self.over(group, "an extreme")
-        raise NoMeaning("an extreme over ranks")
+        value = x.value
+        if value.kind != "real":
+            raise NoMeaning("an extreme over ranks of other than real numbers")
+        op = "max" if largest else "min"
+        joined = build(
+            value.shape,
+            value.dtype,
+            lambda idx: extreme_ranks(op, value.real(idx), self.mesh),
+        )
+        return Local(joined)
 
     def cross_entropy(
         self, scores: Local, target: Local, weight: Local | None, reduction: int, ignore_index: int,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quire.verify.laws import Law, integer, real
+from quire.verify.laws import Law, integer, larger, real
 
 _OFFSETS = ["(>= c 1)", "(>= o 0)", "(< o c)", "(>= u 0)", "(< u c)"]
 
@@ -36,6 +36,18 @@ SHARD_LAWS = (
         ),
     ),
     Law(
+        "rank-extreme",
+        "max over ranks of max over their rows of f(place) = max over the sequence of f, if f is "
+        "−∞ past its end (min likewise): an extreme does not depend on the order of its terms, nor "
+        "on how often one is taken",
+        (
+            real(
+                "s a b", [], f"(= {larger(larger('s', 'a'), 'b')} {larger(larger('s', 'b'), 'a')})"
+            ),
+            real("s", [], f"(= {larger('s', 's')} s)"),
+        ),
+    ),
+    Law(
         "replica-sum",
         "the sum over P ranks of what is the same on each is P times it",
         (real("p s x t", ["(= s (* p x))", "(= t (+ s x))"], "(= t (* (+ p 1.0) x))"),),
@@ -63,6 +75,16 @@ SHARD_LAWS = (
         "attention-backward",
         "the registered backward of ring_attention is the derivative of what it computes",
     ),
+    Law(
+        "draws",
+        "what is drawn for a tensor that all ranks hold is the same on each, as their generators "
+        "are in one state; what it is may be any: results are the model's for the same outcomes",
+    ),
     Law("replicas", "all ranks hold the same parameters and are given the same batch"),
-    Law("autograd", "torch's backward of an ATen op is the derivative of what it computes"),
+    Law(
+        "autograd",
+        "torch's backward of an ATen op is the derivative of what it computes, and so is that of "
+        "the product of rows in groups that transformers registers; a choice of experts, and the "
+        "order of rows by it, are taken as they are",
+    ),
 )

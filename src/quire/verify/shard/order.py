@@ -132,9 +132,10 @@ class Mesh:
         first = self.rank * order.rows + (ZERO if self.start is None else self.start)
         return first + (row if order.rows > 1 else ZERO)
 
-    def seen(self, at: Place, whole: Value) -> Value:
-        """This rank's rows of `whole`; what its padding rows hold is not known, and told by the
-        places past the end."""
+    def seen(self, at: Place, whole: Value, past: Value | None = None) -> Value:
+        """This rank's rows of `whole`. What its padding rows hold is not known: it is what `past`,
+        a tensor that is known by name only, would hold at places past the end; `past` is `whole`
+        itself where that is known by name only."""
         require(whole.shape[at.dim].constant == at.whole, f"{whole.shape[at.dim]} rows")
         shape = list(whole.shape)
         shape[at.dim] = poly(at.local)
@@ -143,7 +144,11 @@ class Mesh:
             o, i, e = parts(idx[at.dim], at)
             p = place(at.order, self.flat(at.order, i))
             there = (o * at.order.size + p) * at.scale + e
-            return whole.at([*idx[: at.dim], there, *idx[at.dim + 1 :]])
+            index = [*idx[: at.dim], there, *idx[at.dim + 1 :]]
+            found = whole.at(index)
+            if past is not None:
+                found = t.ite(t.ge(poly(at.order.size - 1) - p), found, past.at(index))
+            return found
 
         return build(shape, whole.dtype, element)
 

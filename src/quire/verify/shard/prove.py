@@ -22,6 +22,7 @@ from quire.verify.shard.order import Order, edges
 from quire.verify.shard.task import Hooks, Runs, Task
 from quire.verify.shard.ways import ATTENTION, shown
 from quire.verify.steps import Step
+from quire.verify.term.core import RANGES
 from quire.verify.value import NoMeaning, NotShown
 
 
@@ -39,6 +40,7 @@ def prove_task(
     differs refutes."""
     start = time.perf_counter()
     reset()
+    RANGES.clear()
     log, conditions = decide.Log(), {}
     decide.LOGS.append(log)
     laws.CLAIMS.append(conditions)
@@ -55,6 +57,7 @@ def prove_task(
     ) as error:  # fmt: skip
         reason = f"the applied program is not one that can be read: {error!r}"
     finally:
+        RANGES.clear()
         decide.LOGS.remove(log)
         laws.CLAIMS.remove(conditions)
     bad = next((s for s in steps if s.line == 0 and s.verdict != "equal"), None)
@@ -75,8 +78,9 @@ def prove_task(
     if exact or (reason and refute):
         texts = {**hooks.texts, REDUCTION: hooks.reduction}
         run = exact_shard_run(
-            task.program, task.sources, task.names, texts, ranks=task.ranks, outputs=task.outputs
-        )
+            task.program, task.sources, task.names, texts, ranks=task.ranks, outputs=task.outputs,
+            lengths=task.lengths,
+        )  # fmt: skip
         if exact or run.equal is False:
             claims, verdict, reason = ran(run, claims, verdict, reason)
     used = {name: versions()[name] for name in solvers}

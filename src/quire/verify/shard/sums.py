@@ -1,12 +1,14 @@
-"""Sums over the ranks of what each rank has summed over its own rows.
+"""Sums over the ranks of what each rank has summed over its own rows, and extremes likewise.
 
     Σ_r Σ_{i<n} f(place(r·n + i)) = Σ_{q<S} f(q)    if f is 0 at places from S on
 
 by lemma `places`: ranks' rows are the padded sequence, each place once. What does not depend on
-the rank is taken P times.
+the rank is taken P times in a sum, and once in an extreme, whose padding must be −∞ (or ∞).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from quire.verify import term as t
 from quire.verify.decide import divmod_
@@ -29,14 +31,30 @@ def sum_ranks(x: Term, mesh: Mesh) -> Term:
         if len(own) == 1 and own[0][1] == 1 and (rest or x.args[0] != 1):
             return t.mul((t.const(x.args[0]), 1), *rest, (sum_ranks(own[0][0], mesh), 1))
     if x.op == "sum":
-        return _rows(x, mesh)
+        return _rows(x, mesh, sum_ranks)
+    return _row(x, "sum", mesh)
+
+
+def extreme_ranks(op: str, x: Term, mesh: Mesh) -> Term:
+    """max_r x(r), or min_r ("max", "min"). Raises NotShown for what is no extreme over rows."""
+    if not ranked(x):
+        return x
+    if x.op == op + "2":
+        return t.extreme(op, *(extreme_ranks(op, y, mesh) for y in x.args[0]))
+    if x.op == op:
+        return _rows(x, mesh, lambda y, mesh: extreme_ranks(op, y, mesh))
+    return _row(x, op, mesh)
+
+
+def _row(x: Term, op: str, mesh: Mesh) -> Term:
+    """Of one row on each rank."""
     for order in _orders(x, atom_of(mesh.rank)):
-        if order.rows == 1 and _silent(x, order, ZERO, mesh):
-            return _whole(x, order, ZERO, ZERO, 1, mesh)
-    raise NotShown(f"a sum over ranks of what is no sum over rows: {x}"[:300])
+        if order.rows == 1 and _silent(x, op, order, ZERO, mesh):
+            return _whole(x, op, order, ZERO, ZERO, 1, mesh)
+    raise NotShown(f"a {op} over ranks of what is no {op} over rows: {x}"[:300])
 
 
-def _rows(x: Term, mesh: Mesh) -> Term:
+def _rows(x: Term, mesh: Mesh, inner: Callable[[Term, Mesh], Term]) -> Term:
     size, body = x.args
     j = variable("t", [0], [size - 1])
     body = t.substitute(body, {atom_of(bound(x.height, size)): j})
@@ -44,7 +62,7 @@ def _rows(x: Term, mesh: Mesh) -> Term:
     alone = [o for o in _orders(body, atom_of(mesh.rank)) if o.rows == 1]
     orders = _orders(body, atom_of(j)) or alone
     if not orders:
-        return t.bind("sum", size, sum_ranks(body, mesh), j)
+        return t.bind(x.op, size, inner(body, mesh), j)
     for order in orders:
         n = size.constant
         if n is None or n % order.rows:
@@ -53,9 +71,9 @@ def _rows(x: Term, mesh: Mesh) -> Term:
         o = variable("o", [0], [outer - 1]) if outer > 1 else ZERO
         i = variable("i", [0], [order.rows - 1]) if order.rows > 1 else ZERO
         here = t.substitute(body, {atom_of(j): o * order.rows + i})
-        if _silent(here, order, i, mesh):
-            return _whole(here, order, o, i, outer, mesh)
-    raise NotShown(f"a sum over ranks whose padding counts, or of rows out of order: {x}"[:400])
+        if _silent(here, x.op, order, i, mesh):
+            return _whole(here, x.op, order, o, i, outer, mesh)
+    raise NotShown(f"a {x.op} over ranks whose padding counts, or of rows out of order: {x}"[:400])
 
 
 def _orders(body: Term, j: Atom) -> list[Order]:
@@ -68,19 +86,22 @@ def _orders(body: Term, j: Atom) -> list[Order]:
     return sorted(found, key=lambda o: (o.size, o.ring))
 
 
-def _silent(here: Term, order: Order, i: Poly, mesh: Mesh) -> bool:
+_IDLE = {"sum": t.ZERO_, "max": t.NINF, "min": t.PINF}
+
+
+def _silent(here: Term, op: str, order: Order, i: Poly, mesh: Mesh) -> bool:
     """Whether rows past the end of the sequence add nothing."""
     if order.padded == order.size:
         return True
     past = variable("past", [order.size], [order.padded - 1])
-    return mesh.read(here, order, i, past) is t.ZERO_
+    return mesh.read(here, order, i, past) is _IDLE[op]
 
 
-def _whole(here: Term, order: Order, o: Poly, i: Poly, outer: int, mesh: Mesh) -> Term:
+def _whole(here: Term, op: str, order: Order, o: Poly, i: Poly, outer: int, mesh: Mesh) -> Term:
     every = poly(outer * order.size)
     k = variable("t", [0], [every - 1])
     block, q = divmod_(k, order.size) if outer > 1 else (ZERO, k)
     moved = mesh.read(here, order, i, q)
     if outer > 1:
         moved = t.substitute(moved, {atom_of(o): block})
-    return t.bind("sum", every, moved, k)
+    return t.bind(op, every, moved, k)

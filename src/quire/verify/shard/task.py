@@ -30,7 +30,9 @@ class Task:
     outputs, whole or this rank's rows as `outputs` says.
 
     `names` gives each parameter's, buffer's and constant's names in the module tree by its target
-    in `program`. `hints` says where each tensor lies; a wrong one only makes a proof fail.
+    in `program`. `hints` says where each tensor lies; a wrong one only makes a proof fail. Tensors
+    in `own` are a rank's alone, such as its tokens sorted by expert: they stand for none of the
+    model's, and are known by what made them.
     """
 
     program: Program
@@ -40,6 +42,10 @@ class Task:
     hints: Mapping[str, Hint]
     outputs: tuple[Hint, ...]
     plan: str = ""
+    own: frozenset[str] = frozenset()
+    lengths: tuple[int, ...] = ()
+    """What the root's function is given after the user's tensors: `program` is that of these
+    lengths."""
 
 
 @attrs.frozen(eq=False)

@@ -9,9 +9,10 @@ import torch
 from quire.verify import term as t
 from quire.verify.decide import divmod_, minimum
 from quire.verify.meaning import MEANING, VIEWS
-from quire.verify.meaning.opaque import opaque
+from quire.verify.meaning.opaque import draws, opaque
 from quire.verify.meaning.table import apply, named
 from quire.verify.poly import poly
+from quire.verify.shard.order import ranked
 from quire.verify.value import NoMeaning, Value, build
 
 
@@ -98,8 +99,8 @@ def _chosen(x: Value, dim: int, at: list[int]) -> Value:
 
 
 EXPECTED: list[Any] = []
-"""The op that makes what the statement that is being run is named after, and its results' facts:
-an op known by name only has these where it runs on whole tensors."""
+"""The op that makes what the statement that is being run is named after, what it is called, and its
+results' facts: an op known by name only has these where it runs on whole tensors."""
 
 
 def given(x: Any) -> Any:
@@ -120,10 +121,14 @@ def call(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = overload._schema.name.split("::")[1]
     if name in MEANING or name in VIEWS:
         return local(apply(name, known))
-    target, facts = EXPECTED[-1] if EXPECTED else ("", ())
+    target, label, facts = EXPECTED[-1] if EXPECTED else ("", "", ())
     if str(overload) != target:
         raise NoMeaning(f"no meaning for {overload}")
-    return local(opaque(target, known, facts))
+    if draws(overload, known) and any(
+        isinstance(x, Value) and ranked(x.scalar) for x in known.values()
+    ):
+        raise NoMeaning(f"{overload} of a rank's rows: each rank draws numbers of its own")
+    return local(opaque(label, known, facts))
 
 
 def local(x: Any) -> Any:

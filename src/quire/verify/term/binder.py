@@ -24,6 +24,7 @@ from quire.verify.term.core import (
     of_int,
     substitute,
 )  # fmt: skip
+from quire.verify.term.order import reordered, undone
 from quire.verify.term.ranges import joined
 
 Body = Callable[[Poly], Term]
@@ -46,6 +47,7 @@ def _sum(size: Poly, body: Term, x: Atom) -> Term:
         return ZERO_
     if n == 1:
         return substitute(body, {x: ZERO})
+    body = reordered(size, body, x)
     if x not in body.free:
         return mul((of_int(size), 1), (body, 1))
     if body.op in {"mul", "ind"}:
@@ -150,7 +152,7 @@ def row(size: Poly, body: Term, var: Poly, name: str, *more: Any) -> Term:
     """A function `name` of the whole row of `body`; the first in order is an extreme."""
     if name == "order.values" and more[0] is ZERO:
         return bind("max" if more[1] == "True" else "min", size, body, var)
-    return named("row", size, body, atom_of(var), name, *more)
+    return undone(named("row", size, body, atom_of(var), name, *more))
 
 
 REMAKE |= {

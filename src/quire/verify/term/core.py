@@ -46,21 +46,23 @@ def make(op: str, *args: Any) -> Term:
         frees, height = [], 0
         for a in flat(args):
             frees.append(a.free)
-            height = max(height, a.height) if isinstance(a, Term) else max(height, _poly_height(a))
+            height = max(height, _height(a))
         found.free = frozenset().union(*frees)
         if op in BINDERS:
             height += 1
             size, body = args[0], args[1]
             own = atom_of(bound(height, size))
-            found.free = size.free | (body.free - {own})
+            found.free = size.free.union(body.free - {own}, *(a.free for a in flat(args[2:])))
         found.height = height
         found.bool = op in BOOLS
         _table[key] = found
     return found
 
 
-def _poly_height(p: Poly) -> int:
-    return max((a.args[0].height for a in p.free if a.kind == "val"), default=0)
+def _height(x: Term | Poly) -> int:
+    if isinstance(x, Term):
+        return x.height
+    return max((a.args[0].height for a in x.free if a.kind == "val"), default=0)
 
 
 def flat(args: Iterable[Any]) -> Iterable[Any]:
@@ -124,7 +126,7 @@ def int_of(t: Term, name: str = "val") -> Poly:
 RANGES: dict[str, tuple[Any, Any]] = {}
 """Tensors of integers by name, and between which values their elements lie (axiom `in-range`)."""
 
-PLACES = {"order.indices", "topk.indices"}
+PLACES = {"order.indices", "order.places", "topk.indices"}
 """Functions of a row that give places in it."""
 
 
@@ -211,12 +213,13 @@ def _deep(a: Any, go: Callable[[Any], Any]) -> Any:
 
 def named(op: str, size: Poly, body: Term, x: Atom, *more: Any) -> Term:
     """The binder `op` over `x`, under the name that its height gives it."""
-    height = 1 + body.height
+    least = max([_height(a) for a in flat(more)], default=0)
+    height = 1 + max(body.height, least)
     name = bound(height, size)
     if atom_of(name) is not x:
         body = substitute(body, {x: name})
-        if body.height + 1 != height:
-            height = body.height + 1
+        if 1 + max(body.height, least) != height:
+            height = 1 + max(body.height, least)
             body = substitute(body, {atom_of(name): bound(height, size)})
     return make(op, size, body, *more)
 
