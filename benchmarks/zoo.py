@@ -158,7 +158,7 @@ def _table() -> dict[str, Case]:
         Case("esmfold", "ESMFold", t.esmfold, "residues", 32, 256, 1, 2, 4, **eager, **pairs),
         Case("mamba", "Mamba", t.mamba, "tokens", 24, 256, 1, 2, 2, note="plain torch", **eager),
         Case("vit", "ViT", v.vit, "px", 128, 1024, 16, 32, 4),
-        Case("swin", "Swin", v.swin, "px", 64, 1024, 4, 32, 4),
+        Case("swin", "Swin", v.swin, "px", 64, 1024, 4, 64, 4),
         Case("segformer", "SegFormer", v.segformer, "px", 64, 1024, 32, 32, 4),
         Case("convnext", "ConvNeXt", v.convnext, "px", 64, 1024, 32, 32, 4, **eager),
         Case("whisper", "Whisper", v.whisper, "mel frames", 128, 3000, 2, 8),
