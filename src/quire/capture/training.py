@@ -29,7 +29,7 @@ def export_training(
     Raises CaptureError, naming the line in the model.
     """
     given, kwargs = _apart((tuple(args), dict(kwargs or {})))
-    shapes = None
+    shapes: Any = None
     if free:
         shapes = torch.export.ShapesCollection()
         leaves = pytree.tree_leaves((given, kwargs))

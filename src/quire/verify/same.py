@@ -373,7 +373,8 @@ def under(x: Term, facts: Facts) -> Term:
     if x.op == "exp":
         return t.exp(under(x.args[0], facts))
     if x.op == "fn":
-        return t.fn(*(under(y, facts) if isinstance(y, Term) else y for y in x.args))
+        name, *of = x.args
+        return t.fn(name, *(under(y, facts) if isinstance(y, Term) else y for y in of))
     return x
 
 
