@@ -7,8 +7,9 @@ import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TextStreamer
 
 import quire
-from quire.capture.pick import draws, pick
+from quire.capture.pick import pick
 from quire.errors import InputError, QuireError
+from quire.runtime.choice import draws
 from tests.kernel.models import causal_lm
 
 IDS: Any = torch.randint(1, 320, (2, 9), generator=torch.Generator().manual_seed(3))

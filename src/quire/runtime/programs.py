@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import linecache
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 import torch
@@ -119,31 +119,15 @@ def _numbered(dims: Sequence[tuple[int, int, Any]]) -> tuple[tuple[int, int, int
     return tuple((i, d, numbers.setdefault(k, len(numbers))) for i, d, k in dims)
 
 
-class Build(Protocol):
-    """Captures, plans and writes program `number` for one call."""
+Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
-    def __call__(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int, /
-    ) -> Built: ...
+Build = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], int], Built]
+"""Captures, plans and writes program number n for one call: `build(model, args, kwargs, n)`."""
 
-
-class BuildFree(Protocol):
-    """The same with `free` sizes. Raises CaptureError where these cannot be."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        free: Free,
-        number: int,
-        /,
-    ) -> Built: ...
-
+BuildFree = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Free, int], Built]
+"""The same with free sizes, before n. Raises CaptureError where these cannot be."""
 
 _hybrids: dict[tuple[str, int], tuple[str, str]] = {}
-
-Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 class Runner:

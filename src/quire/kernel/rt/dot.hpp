@@ -241,10 +241,11 @@ inline void dot(
     const Weights<W> weights{w, w_at, w_step};
     const index_t apart = weights.apart();
     index_t b = 0;
-    if (std::is_same_v<W, int4_block> && as == 1)
-        for (; b + MANY * apart <= bs; b += MANY * apart)
+    if constexpr (std::is_same_v<W, int4_block>)
+        for (; as == 1 && b + MANY * apart <= bs; b += MANY * apart)
             for (index_t s = 0; s < apart; ++s)
-                dot_rows<MANY>(out, out_a, out_b, weights, b + s, apart, x, x_step, as, k);
+                dot_tile<MANY, 1>(
+                    out, out_a, out_b, weights, b + s, apart, x, x_step, 0, k, true);
     for (; b + ROWS * apart <= bs; b += ROWS * apart)
         for (index_t s = 0; s < apart; ++s)
             dot_rows<ROWS>(out, out_a, out_b, weights, b + s, apart, x, x_step, as, k);

@@ -22,7 +22,7 @@ struct Tables {
     index_t arena, scratch;  // bytes; scratch is for each worker
 };
 
-// A number in [0, 1) of 23 bits: SplitMix64 of a counter. The same as capture/pick.py's.
+// A number in [0, 1) of 23 bits: SplitMix64 of a counter. The same as runtime/choice.py's.
 inline float draw(std::uint64_t seed, std::uint64_t count) {
     std::uint64_t z = seed + (count + 1) * 0x9E3779B97F4A7C15u;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
