@@ -20,16 +20,15 @@ MIB = 1 << 20
 
 
 def save(what: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> Path:
-    """Write `results/<what>-<hardware>-<date>.json`; rows of the same day and key are replaced.
+    """Write `results/<what>-<hardware>.json`; of the rows there those of the same key are replaced.
 
     The key of a row is its `key` field: a run of one model does not lose another's. Each row keeps
-    the command that made it.
+    the command that made it and its day.
     """
-    hardware = host.slug(settings.get("device", "cpu"))
-    date = datetime.date.today().isoformat()
-    path = FOLDER / f"{what}-{hardware}-{date}.json"
+    path = FOLDER / f"{what}-{host.slug(settings.get('device', 'cpu'))}.json"
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     command = "python -m " + " ".join([_module(), *sys.argv[1:]])
+    date = datetime.date.today().isoformat()
     new = {row["key"] for row in rows}
     record = {
         "what": what,
@@ -37,7 +36,7 @@ def save(what: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any]) ->
         "hardware": host.describe(),
         "settings": settings,
         "rows": [row for row in old if row["key"] not in new]
-        + [row | {"command": command} for row in rows],
+        + [row | {"command": command, "date": date} for row in rows],
     }
     FOLDER.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
@@ -51,9 +50,9 @@ def _module() -> str:
 
 def latest(what: str) -> dict[str, Any] | None:
     """The newest result file of `what`, or None."""
-    found = sorted(FOLDER.glob(f"{what}-*.json"), key=lambda path: path.stem[-10:])
-    found = [path for path in found if json.loads(path.read_text())["what"] == what]
-    return json.loads(found[-1].read_text()) if found else None
+    found = [json.loads(path.read_text()) for path in sorted(FOLDER.glob(f"{what}-*.json"))]
+    found = [record for record in found if record["what"] == what]
+    return max(found, key=lambda record: record["date"]) if found else None
 
 
 def interleave(jobs: dict[str, Job], rounds: int) -> dict[str, dict[str, Any]]:

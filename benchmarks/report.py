@@ -216,9 +216,9 @@ def page() -> str:
         facts = record["hardware"]
         where = facts.get("gpu") if record["settings"].get("device") == "cuda" else facts["cpu"]
         parts.append(table(section.head, section.lines(record["rows"])) + "\n")
-        parts.append(
-            f"{record['date']}, {where}, {facts['cores']} cores, torch {facts['torch']}.\n"
-        )
+        days = [row["date"] for row in record["rows"]]
+        when = " to ".join(sorted({min(days), max(days)}))
+        parts.append(f"{when}, {where}, {facts['cores']} cores, torch {facts['torch']}.\n")
     parts.append("## Coverage\n\nEvery family, in [coverage.md](coverage.md): `make coverage`.\n")
     return "\n".join(parts)
 
