@@ -23,17 +23,20 @@ def save(what: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any]) ->
     """Write `results/<what>-<hardware>.json`; of the rows there those of the same key are replaced.
 
     The key of a row is its `key` field: a run of one model does not lose another's. Each row keeps
-    the command that made it and its day.
+    the command that made it and its day. Rows of another version of torch, or of anything else that
+    the file says of the machine, go: the file says it of all its rows.
     """
     path = FOLDER / f"{what}-{host.slug(settings.get('device', 'cpu'))}.json"
-    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    hardware = host.describe()
+    kept = json.loads(path.read_text()) if path.exists() else {"hardware": hardware, "rows": []}
+    old = kept["rows"] if kept["hardware"] == hardware else []
     command = "python -m " + " ".join([_module(), *sys.argv[1:]])
     date = datetime.date.today().isoformat()
     new = {row["key"] for row in rows}
     record = {
         "what": what,
         "date": date,
-        "hardware": host.describe(),
+        "hardware": hardware,
         "settings": settings,
         "rows": [row for row in old if row["key"] not in new]
         + [row | {"command": command, "date": date} for row in rows],
