@@ -21,6 +21,7 @@ namespace quire {
 constexpr int SIDE = 16;       // rows and vectors of a tile
 constexpr index_t DEEP = 32;   // along k
 constexpr int PIECES = 3;      // bf16 numbers that make up a float
+constexpr index_t AHEAD = 3;   // steps along k that rows are fetched before they are read
 
 // Linux hands out tile registers on request, for the whole process.
 inline bool tiles() {
@@ -191,9 +192,11 @@ inline void sum_tiles(
         const bf16* row = w.row(b) + c * DEEP;
         const Line* piece = x.at(a, c);
         const bool whole = (c + 1) * DEEP <= k;
-        // The first pass over a block brings the block after it; later passes find theirs in cache.
+        const index_t ahead = c + AHEAD < x.chunks() ? AHEAD : AHEAD - x.chunks();
+        // The first pass over a block brings what follows; later passes find theirs in cache.
         if (a == 0)
-            for (int r = 0; r < R * SIDE; ++r) __builtin_prefetch(row + next + r * step, 0, 2);
+            for (int r = 0; r < R * SIDE; ++r)
+                __builtin_prefetch(row + (c + AHEAD < x.chunks() ? 0 : next) + ahead * DEEP + r * step);
         const auto load_rows = [&](int r) {
             const bf16* from = row + r * SIDE * step;
             if (whole) return tile_load<ROW>(from, step * long(sizeof(bf16)));
