@@ -192,11 +192,10 @@ inline void sum_tiles(
         const bf16* row = w.row(b) + c * DEEP;
         const Line* piece = x.at(a, c);
         const bool whole = (c + 1) * DEEP <= k;
-        const index_t ahead = c + AHEAD < x.chunks() ? AHEAD : AHEAD - x.chunks();
         // The first pass over a block brings what follows; later passes find theirs in cache.
+        const index_t ahead = AHEAD * DEEP + (c + AHEAD < x.chunks() ? 0 : next - x.chunks() * DEEP);
         if (a == 0)
-            for (int r = 0; r < R * SIDE; ++r)
-                __builtin_prefetch(row + (c + AHEAD < x.chunks() ? 0 : next) + ahead * DEEP + r * step);
+            for (int r = 0; r < R * SIDE; ++r) __builtin_prefetch(row + ahead + r * step);
         const auto load_rows = [&](int r) {
             const bf16* from = row + r * SIDE * step;
             if (whole) return tile_load<ROW>(from, step * long(sizeof(bf16)));
