@@ -12,20 +12,33 @@ from quire.runtime import build
 from quire.runtime.pack import dequantised, packed
 
 FLAGS = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
+AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+TILES = ("-mamx-tile", "-mamx-bf16")
 ARCHES = [
-    ("x86-64", set()),
-    ("x86-64-v3", {"avx2", "fma", "f16c"}),
-    ("x86-64-v4", {"avx512f", "avx512bw", "avx512vl", "avx512dq"}),
+    ("x86-64", set(), ()),
+    ("x86-64-v3", {"avx2", "fma", "f16c"}, ()),
+    ("x86-64-v4", AVX512, ()),
+    ("x86-64-v4", AVX512 | {"amx_tile", "amx_bf16"}, TILES),
 ]
 
 
-@pytest.fixture(scope="module", params=ARCHES, ids=lambda a: a[0])
-def lib(request):
-    arch, needs = request.param
+def harness(arch, needs, extra):
     if not needs <= FLAGS:
         pytest.skip(f"this machine has no {', '.join(sorted(needs - FLAGS))}")
     source = (Path(__file__).parent / "harness.cpp").read_text()
-    return ctypes.CDLL(str(build.library(source, arch)))
+    lib = ctypes.CDLL(str(build.library(source, arch, extra)))
+    lib.tiles = bool(extra)
+    return lib
+
+
+@pytest.fixture(scope="module", params=ARCHES, ids=lambda a: a[0] + " tiles" * bool(a[2]))
+def lib(request):
+    return harness(*request.param)
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    return harness(*ARCHES[-1])
 
 
 def pointer(tensor):
@@ -40,8 +53,10 @@ def products(lib, name, held, exact, x, at=0):
         pointer(out), pointer(held), size(at), pointer(x), size(rows), size(x.shape[0]), size(k)
     )
     want = x.double() @ exact.double().T
-    # Each of at most k/16 + 5 roundings in a chain is relative to sums of magnitudes.
-    bound = (k / 16 + 6) * 2**-24 * 2 * (x.double().abs() @ exact.double().abs().T)
+    # Each of at most k/16 + 5 roundings in a chain is relative to sums of magnitudes; on tiles a
+    # chain ends in the 16 of the last step along k.
+    chain = k / 16 + (20 if lib.tiles and name == "bf16" else 6)
+    bound = chain * 2**-24 * 2 * (x.double().abs() @ exact.double().abs().T)
     assert ((out.double() - want).abs() <= bound).all()
     return out
 
@@ -59,6 +74,43 @@ def test_dot_equals_exact_product(lib, name, dtype, columns, k):
     alone = products(lib, name, torch.cat([w[5:6], torch.zeros(8, k, dtype=dtype)]), w[5:6], x[:1])
     if columns > 0:
         assert alone[0, 0] == out[0, 5]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 16, 17, 33])
+@pytest.mark.parametrize("rows", [1, 16, 31, 32, 75])
+@pytest.mark.parametrize("k", [5, 32, 100, 576])
+def test_dot_on_tiles_equals_exact_product(tiles, k, rows, columns):
+    torch.manual_seed(k + rows + columns)
+    w, x = torch.randn(rows, k).bfloat16(), torch.randn(columns, k)
+    held = torch.cat([w, torch.zeros(64, k, dtype=w.dtype)])
+    out = products(tiles, "bf16", held, w, x)
+    last = products(tiles, "bf16", held, w[-1:], x[-1:], at=(rows - 1) * k)
+    assert last[0, 0] == out[-1, -1]
+    x[0, 0] += 1  # the vectors packed last are not these
+    again = products(tiles, "bf16", held, w, x)
+    assert not torch.equal(again[0], out[0])
+    assert torch.equal(again[1:], out[1:])
+
+
+def test_dot_on_tiles_rounds_no_product(tiles):
+    torch.manual_seed(0)
+    x = torch.randn(20, 64) * 10.0 ** torch.randint(-20, 20, (20, 64))
+    one = torch.eye(64, dtype=torch.bfloat16)
+    held = torch.cat([one, torch.zeros(64, 64, dtype=one.dtype)])
+    assert torch.equal(products(tiles, "bf16", held, one, x), x)
+
+
+def test_dot_on_tiles_of_what_is_no_number(tiles):
+    w = torch.ones(3, 40, dtype=torch.bfloat16)
+    x = torch.ones(4, 40)
+    x[0, 7], x[1, 39], x[2, 0] = torch.inf, -torch.inf, torch.nan
+    x[3, 5] = torch.finfo(torch.float32).max
+    x.view(torch.int32)[2, 0] = 0x7F800001  # a NaN that lies in the lower half
+    out, size = torch.empty(4, 3), ctypes.c_int64
+    held = torch.cat([w, torch.zeros(64, 40, dtype=w.dtype)])
+    tiles.dot_bf16(pointer(out), pointer(held), size(0), pointer(x), size(3), size(4), size(40))
+    assert (out[0] == torch.inf).all() and (out[1] == -torch.inf).all() and out[2].isnan().all()
+    assert torch.allclose(out[3], x[3].sum())
 
 
 @pytest.mark.parametrize("columns", [1, 3, 6, 13])

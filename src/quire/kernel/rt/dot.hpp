@@ -1,55 +1,19 @@
 // Products of weight rows with vectors: out[a][b] = Σ_k w[b][k] · x[a][k].
 //
 // Every element is summed the same way whatever the block it falls into: 16 lanes over k, then the
-// lanes in a fixed order. Rows of weights stream from memory once; while a block of rows is worked
-// on, the block after it is prefetched (of quantised ones, which are small, the second after it).
+// lanes in a fixed order; on AMX, bf16 rows as tiles.hpp says. Rows of weights stream from memory
+// once; while a block of rows is worked on, the block after it is prefetched (of quantised ones,
+// which are small, the second after it).
 #pragma once
 
+#include "tiles.hpp"
 #include "vec.hpp"
+#include "weights.hpp"
 
 namespace quire {
 
 constexpr int ROWS = 4, COLUMNS = 6;  // 24 sums, and room for what they are made of
 constexpr int MANY = 8;               // rows of int4 weights, whose products bind, with one vector
-
-// Where elements [i, i + n) of an array lie, in bytes.
-struct Bytes {
-    index_t from, size;
-};
-
-// Rows of weights, the first at element `at`, each `step` elements after the one before.
-template <class W>
-struct Weights {
-    const W* base;
-    index_t at, step;
-    const W* row(index_t b) const { return base + at + b * step; }
-    index_t apart() const { return 1; }
-    static constexpr Bytes bytes(index_t i, index_t n) {
-        return {i * index_t(sizeof(W)), n * index_t(sizeof(W))};
-    }
-};
-
-template <>
-struct Weights<int8_group> {
-    const int8_group* base;
-    index_t at, step;
-    const int8_group* row(index_t b) const { return base + (at + b * step) / 32; }
-    index_t apart() const { return 1; }
-    static constexpr Bytes bytes(index_t i, index_t n) { return {i / 32 * 34, n / 32 * 34}; }
-};
-
-template <>
-struct Weights<int4_block> {
-    const int4_block* base;
-    index_t at, step;
-    // The group that row b starts with, counted through all blocks.
-    index_t group(index_t b) const { return (at + b * step) / 32; }
-    // From a row to the next that starts at the same group of a block.
-    index_t apart() const { return step % 128 == 0 ? 1 : step % 64 == 0 ? 2 : 4; }
-    static constexpr Bytes bytes(index_t i, index_t n) {
-        return {i / 128 * 72, (i + n + 127) / 128 * 72 - i / 128 * 72};
-    }
-};
 
 // Products of the rows b, b + apart, … (R of them) with the vectors x, added to acc.
 template <int R, int C, class W>
@@ -239,6 +203,10 @@ inline void dot(
     float* out, index_t out_a, index_t out_b, const W* w, index_t w_at, index_t w_step, index_t bs,
     const float* x, index_t x_step, index_t as, index_t k) {
     const Weights<W> weights{w, w_at, w_step};
+#if defined(QUIRE_TILES)
+    if constexpr (std::is_same_v<W, bf16>)
+        if (tiles()) return dot_tiles(out, out_a, out_b, weights, bs, x, x_step, as, k);
+#endif
     const index_t apart = weights.apart();
     index_t b = 0;
     if constexpr (std::is_same_v<W, int4_block>)
