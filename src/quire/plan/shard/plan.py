@@ -6,6 +6,7 @@ Sizes are ints, of one length, or expressions of lengths that are free (`plan.sh
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Literal
 
 import attrs
@@ -13,6 +14,9 @@ import attrs
 from quire.plan.layout import Layout
 
 Way = Literal["ulysses", "ring", "gathered", "hybrid", "rows"]
+
+FILLS = {"max": -math.inf, "min": math.inf}
+"""What padding rows hold in folds of other kinds than sums, whose padding is 0."""
 
 
 @attrs.frozen
@@ -47,6 +51,15 @@ class Step:
     changed: tuple[tuple[str, Any], ...] = ()
     sent: int = 0
     """Bytes a rank sends in forward, attention not counted."""
+
+
+def padding(kind: str, op: Any, index: int) -> float:
+    """What operand `index` of `op` holds in rows past the end, so that its fold over rows does not
+    count them: a target that is ignored, or the fold's idle element."""
+    ignored = op.get("ignore_index")
+    if ignored is not None and op["target"].index == index:
+        return float(ignored)
+    return FILLS.get(kind, 0.0)
 
 
 @attrs.frozen
