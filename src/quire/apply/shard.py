@@ -235,6 +235,9 @@ class _Writer:
         else:
             changed = dict(step.changed)
         shown = _arguments(op, target, names, changed, self._size)
+        if step.kind == "drawn":
+            self._add(f"ranks.drawn({', '.join([_path(target), 'GROUP', *shown])})", op.node.name)
+            return
         call = f"{_path(target)}({', '.join(shown)})"
         if step.kind in ("local", "whole"):
             self._add(call, op.node.name)

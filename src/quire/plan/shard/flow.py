@@ -27,6 +27,7 @@ from quire.errors import CaptureError
 from quire.flow.registry import flow_of
 from quire.flow.relation import Axis, Flow, Join, Part
 from quire.plan.layout import Layout
+from quire.plan.shard.draws import drawn_of, draws_apart
 from quire.plan.shard.padding import idle
 from quire.plan.shard.plan import Placed, Site, Step
 from quire.plan.shard.routed import routed
@@ -168,6 +169,8 @@ class Placer:
                     want(at, Placed(self.program.info(at).ndim - 2, size))
                 if not site.plain:
                     continue
+            if node in wants and (drawn := drawn_of(self.program, node)) is not None:
+                want(drawn, wants[node])
             if op is None or node not in wants or node not in self.alive:
                 continue
             found = self._axis_for(op, wants[node])
@@ -197,6 +200,8 @@ class Placer:
         held = [self.places.get(o.node) for o in op.operands]
         if any(held) and (found := routed(op, held)) is not None:
             return found
+        if any(held) and draws_apart(op):
+            return Step(name, "drawn", tuple(held[0] for _ in op.outputs))
         if any(p is not None and p.routed for p in held):
             raise CaptureError(
                 f"{op.target} reads rows in an order that the data chose",

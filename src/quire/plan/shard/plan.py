@@ -37,13 +37,14 @@ class Step:
 
     `whole`: on whole tensors, the same on every rank. `local`: on this rank's part. `sum`, `mean`,
     `max`, `min`: on this rank's part, then joined over the ranks. `loss`: cross entropy of this
-    rank's rows, joined. `fixed`: rows at fixed places, brought to every rank. `site`: an attention.
+    rank's rows, joined. `fixed`: rows at fixed places, brought to every rank. `drawn`: random
+    numbers of this rank's own for its part. `site`: an attention.
     `cuts` are operands to slice first (index → where), `gathers` those to bring together first.
     `changed` are arguments that differ from the op's own.
     """
 
     node: str
-    kind: Literal["whole", "local", "sum", "mean", "max", "min", "loss", "fixed", "site"]
+    kind: Literal["whole", "local", "sum", "mean", "max", "min", "loss", "fixed", "drawn", "site"]
     out: tuple[Placed | None, ...] = ()
     cuts: tuple[tuple[int, Placed], ...] = ()
     gathers: tuple[tuple[int, Placed], ...] = ()
