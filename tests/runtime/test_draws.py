@@ -202,3 +202,27 @@ def test_a_compiled_step_drops_too(ranks: Any) -> None:
     want = ranks.run(_steps, how="keep")[0]
     for got in ranks.run(_steps, how="compile")[:2]:
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def _still() -> tuple[list[bool], list[bool], bool] | None:
+    """Which layers drop while the second one's dropout is in evaluation, and after that."""
+    here = mesh(2)
+    if dist.get_rank() >= 2:
+        return None
+    model, x = Dropping(), torch.randn(2, 13, 8)
+    model.layers[1].get_submodule("drop").eval()
+    small: Any = quire.shard(model, (x,), mesh=here, verify=False)
+
+    def dropping() -> list[bool]:
+        return ["ranks.drawn(" in small.source(f"layers.{k}.drop") for k in range(2)]
+
+    before = dropping()
+    small.layers[1].drop.train()
+    small(x)
+    return before, dropping(), model.layers[1].get_submodule("drop").training
+
+
+def test_each_module_is_captured_in_its_own_mode(ranks: Any) -> None:
+    """And the user's model is left in the mode it was in."""
+    for answer in ranks.run(_still)[:2]:
+        assert answer == ([True, False], [True, True], False)
