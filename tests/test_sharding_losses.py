@@ -54,6 +54,7 @@ def _by_rows(how: str) -> str:
 
 LOSSES: dict[str, Callable[[Data, str], Tensor]] = {
     "mse": lambda d, how: F.mse_loss(d.x, d.odds, reduction=how),
+    "mse of what is kept still": lambda d, how: F.mse_loss(d.x, d.y.detach(), reduction=how),
     "mse of two": lambda d, how: F.mse_loss(d.x, d.y, reduction=how),
     "l1": lambda d, how: F.l1_loss(d.x, d.odds, reduction=how),
     "smooth l1": lambda d, how: F.smooth_l1_loss(d.x, d.y, reduction=how, beta=0.5),

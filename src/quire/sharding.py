@@ -198,7 +198,7 @@ def captured(
 ) -> Program:
     """The training step as a program whose losses have rules. Raises CaptureError."""
     exported = export_training(model, args, kwargs, free)
-    return from_exported(taken_apart(exported, rules().__contains__))
+    return from_exported(taken_apart(exported, rules().__contains__), training=True)
 
 
 def built(
