@@ -115,3 +115,19 @@ def test_sums_and_means_over_the_sequence(size: int) -> None:
     assert found.verdict == "proved", found.reason
     (run,) = [c for c in found.claims if c.kind == "exact run"]
     assert run.text.startswith("equal"), run.text
+
+
+class Teaching(Dropping):
+    """A loss against what the model says itself, kept still."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        said = super().forward(x)
+        return (said - 2 * said.detach()).square().mean()
+
+
+def test_what_the_model_keeps_still_is_kept_still() -> None:
+    """The outputs are shown; what gradients go past a detach is not, and that is said."""
+    found = quire.prove_shard(Teaching(0.0, 0.0), (torch.randn(2, 13, 8),), ranks=4)
+    assert found.verdict == "unknown" and "detach stops gradients" in found.reason
+    (output,) = [c for c in found.claims if c.text.startswith("output")]
+    assert output.verdict == "proved"

@@ -236,15 +236,17 @@ def _rows_in_parts() -> dict[str, Any]:
     """The least memory that there is a plan for."""
     model, batch = build("gpt2", 37)
     key = ("gpt2", 37, False, torch.float32)
-    free = _shard(model, batch, 4, None, key).plan.memory.peak
-    for share in range(5, 101, 5):
+    program = _programs.setdefault(key, from_exported(export_training(model, (), batch)))
+    links = topology_of(None, "cpu")
+    low, high = 0, plan_shards(program, 4, links).memory.peak
+    while high - low > high // 200:
+        half = (low + high) // 2
         try:
-            small = _shard(model, batch, 4, None, key, memory=free * share // 100)
-            break
+            plan_shards(program, 4, links, budget=half)
+            high = half
         except BudgetError:
-            continue
-    else:
-        raise AssertionError("nothing fits")
+            low = half
+    small = _shard(model, batch, 4, None, key, memory=high)
     assert small.plan.memory.parts > 1
     assert all(how != "keep" for _, how in small.plan.memory.regions)
     assert "ranks.in_parts(rows, 10, " in small.source("transformer.h.0")

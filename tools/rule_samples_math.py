@@ -159,6 +159,28 @@ def pair_losses(g: Gen) -> Calls:
         yield x, g.t(*x.shape), reduction
 
 
+@samples("binary_cross_entropy")
+def entropy_of_odds(g: Gen) -> Calls:
+    x = whole(g)
+    for reduction in (0, 1, 2):
+        yield x.sigmoid(), g.t(*x.shape).sigmoid(), g.maybe(g.t(*x.shape).abs()), reduction
+
+
+@samples("binary_cross_entropy_with_logits")
+def entropy_of_logits(g: Gen) -> Calls:
+    x = whole(g)
+    for reduction in (0, 1, 2):
+        weights = g.maybe(g.t(*x.shape).abs()), g.maybe(g.t(x.shape[-1]).abs())
+        yield x, g.t(*x.shape).sigmoid(), *weights, reduction
+
+
+@samples("soft_margin_loss")
+def soft_margin(g: Gen) -> Calls:
+    x = whole(g)
+    for reduction in (0, 1, 2):
+        yield x, g.t(*x.shape).sign(), reduction
+
+
 @samples("prod.dim_int any.dim all.dim argmax argmin max.dim min.dim median.dim nanmedian.dim mode")
 def reduce_dim(g: Gen) -> Calls:
     x = whole(g)

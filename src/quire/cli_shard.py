@@ -17,10 +17,8 @@ import typer
 from rich.console import Console
 from torch.distributed.device_mesh import init_device_mesh
 
-from quire.capture.export import from_exported
 from quire.capture.options import Options
 from quire.capture.target import load_target
-from quire.capture.training import export_training
 from quire.cost.collectives import TOPOLOGIES
 from quire.cost.links import measure_mesh, mesh_file, save_mesh
 from quire.errors import QuireError
@@ -28,7 +26,14 @@ from quire.plan.shard.head import only_losses
 from quire.report.progress import Bar
 from quire.report.shard_html import write_shard_html
 from quire.report.units import seconds_text
-from quire.sharding import built, device_budget, plan_shards, prove_built, topology_of
+from quire.sharding import (
+    built,
+    captured,
+    device_budget,
+    plan_shards,
+    prove_built,
+    topology_of,
+)
 
 out = Console()
 err = Console(stderr=True)
@@ -89,8 +94,8 @@ def shard(
         model, kwargs = loaded.model.train(), with_labels(loaded.model, loaded.kwargs)
         bar.step("capturing the training step", 0, 0)
         started = time.perf_counter()
-        program = only_losses(from_exported(export_training(model, loaded.args, kwargs)))
-        captured = time.perf_counter() - started
+        program = only_losses(captured(model, loaded.args, kwargs))
+        capturing = time.perf_counter() - started
         bar.step("planning", 0, 0)
         started = time.perf_counter()
         plan = plan_shards(program, ranks, topology, budget=budget)
@@ -100,7 +105,7 @@ def shard(
             found = prove_built(model, built(model, program, plan))
             found.save(certificate)
     out.print(
-        f"{loaded.name}: captured in {seconds_text(captured)}, planned in {seconds_text(planned)}",
+        f"{loaded.name}: captured in {seconds_text(capturing)}, planned in {seconds_text(planned)}",
         highlight=False,
     )
     out.print(plan.explain(), highlight=False, soft_wrap=True, markup=False)

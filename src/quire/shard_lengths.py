@@ -20,7 +20,7 @@ from quire.capture.program import Program, leaf_paths
 from quire.errors import BudgetError, CaptureError
 from quire.plan.shard.lengths import bucket, free_plan, plan_at
 from quire.plan.shard.plan import ShardPlan
-from quire.runtime.programs import Built, Free, Length, kind_of
+from quire.runtime.programs import Built, Free, Length, kind_of, modes_of
 
 Env = dict[sympy.Symbol, int]
 Ranges = tuple[range, ...]
@@ -62,7 +62,7 @@ class FreeLengths:
         buckets = tuple(bucket(n) for n in lengths)
         if min(lengths) < 2:
             raise CaptureError(f"a length of {min(lengths)}", allowed="free lengths from 2 on")
-        kind = free, free.rest(leaves), kind_of(leaves, spec, model.training)
+        kind = free, free.rest(leaves), kind_of(leaves, spec, modes_of(model))
         if why := self.refused.get((kind, buckets)):
             raise CaptureError(why)
         try:

@@ -16,6 +16,7 @@ from quire.plan.shard.plan import Placed, ShardPlan
 from quire.runtime import (
     block_attention,
     collectives,
+    draws,
     ring_attention,
     row_parts,
     sharded,
@@ -26,7 +27,15 @@ from quire.verify.claims import RefutedError, UnprovedError
 from quire.verify.shard.order import Order, Place
 from quire.verify.shard.task import Hint, Hooks, Source, Task
 
-_FILES = (layout, collectives, row_parts, block_attention, ring_attention, sharded_attention)
+_FILES = (
+    layout,
+    collectives,
+    row_parts,
+    block_attention,
+    ring_attention,
+    draws,
+    sharded_attention,
+)
 
 
 def hooks(*, reduce_gradients: bool = True) -> Hooks:

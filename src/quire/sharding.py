@@ -16,12 +16,13 @@ from quire.apply.shard import shard_lines
 from quire.apply.shard_code import functions
 from quire.budget import Memory, parse_budget
 from quire.capture.export import from_exported
+from quire.capture.losses import taken_apart
 from quire.capture.program import Program
 from quire.capture.training import export_training
 from quire.cost.collectives import TOPOLOGIES, Topology
 from quire.cost.links import mesh_file, read_mesh
 from quire.errors import CaptureError, InputError, QuireError
-from quire.flow.registry import flow_of
+from quire.flow.registry import flow_of, rules
 from quire.plan.layout import Layout
 from quire.plan.shard.choose import choose
 from quire.plan.shard.cost import flops_of
@@ -101,7 +102,7 @@ def shard(
     whole = outputs == "whole"
 
     def capture(model: nn.Module, args: Any, kwargs: Any, free: Any = None) -> Program:
-        program = from_exported(export_training(model, args, kwargs, free))
+        program = captured(model, args, kwargs, free)
         return only_losses(program) if outputs == "loss" else program
 
     def plan(program: Program) -> ShardPlan:
@@ -156,7 +157,7 @@ def prove_shard(
     Raises CaptureError, InputError, BudgetError.
     """
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
-    program = from_exported(export_training(model, args, kwargs))
+    program = captured(model, args, kwargs)
     if outputs == "loss":
         program = only_losses(program)
     topology = topology_of(links, "meta")
@@ -187,6 +188,17 @@ def prove_built(
         made.program, made.plan, made.functions, names, whole_outputs=whole_outputs, lengths=lengths
     )
     return prove_task(goal, hooks(reduce_gradients=reduce_gradients), exact=exact)
+
+
+def captured(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    free: Mapping[int, Mapping[int, Any]] | None = None,
+) -> Program:
+    """The training step as a program whose losses have rules. Raises CaptureError."""
+    exported = export_training(model, args, kwargs, free)
+    return from_exported(taken_apart(exported, rules().__contains__), training=True)
 
 
 def built(

@@ -41,7 +41,7 @@ def test_calls_of_one_program_differ_in_their_lengths_only() -> None:
     assert free.rest(batch(2, 37)) != free.rest(batch(2, 37, 32))
     _, spec = torch.utils._pytree.tree_flatten(batch(2, 37))
     kinds = {
-        kind_of([torch.empty(2, dtype=d), x], spec, t)
+        kind_of([torch.empty(2, dtype=d), x], spec, (True, t))
         for d in (torch.float32, torch.float64)
         for x in (True, None)
         for t in (True, False)

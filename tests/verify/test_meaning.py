@@ -238,3 +238,13 @@ def test_cross_entropy(reduction: int, a: int, b: int, weighted: bool, images: b
     target.view(-1)[1:2] = -100
     weight = rand(b) if weighted else None
     agrees(aten.cross_entropy_loss.default, rand(*shape), target, weight, reduction, -100, 0.0)
+
+
+@pytest.mark.parametrize("reduction", [0, 1, 2])
+@some
+@given(a=sizes, b=sizes, data=st.data())
+def test_losses(reduction: int, a: int, b: int, data: Any) -> None:
+    agrees(aten.mse_loss.default, rand(a, b), rand(b, a).T * 2, reduction)
+    target = torch.tensor([-100, *(data.draw(st.integers(0, b - 1)) for _ in range(a))])
+    for weight in (None, rand(b)):
+        agrees(aten.nll_loss_nd.default, rand(a + 1, b), target, weight, reduction)

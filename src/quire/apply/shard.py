@@ -22,14 +22,13 @@ from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 from quire.apply.code import text as constant
 from quire.capture.program import Op, Operand, Program
 from quire.errors import CaptureError
-from quire.plan.shard.plan import Candidate, Placed, ShardPlan, Site, Step, Stretch
+from quire.plan.shard.plan import Candidate, Placed, ShardPlan, Site, Step, Stretch, padding
 
 aten: Any = torch.ops.aten
 
 _VIEWS = {aten.view.default, aten._unsafe_view.default}
 _SHOWN = FloorDiv | Mod | PythonMod
 """Functions of sizes that have a text."""
-_FLOAT_MAX = {"max": "-float('inf')", "min": "float('inf')"}
 
 
 @attrs.frozen
@@ -214,14 +213,16 @@ class _Writer:
     def _operands(self, op: Op, step: Step) -> list[str]:
         """The value that each operand is read from."""
         names = [o.node.name for o in op.operands]
-        ignored = repr(float(op["ignore_index"])) if step.kind == "loss" else None
         for index, placed in step.gathers:
             if step.kind != "fixed":
                 names[index] = self._gathered(names[index], placed)
+        fills = dict(step.fills)
         for index, placed in step.cuts:
-            names[index] = self._cut(names[index], placed, ignored or "None")
-        for index, placed in step.fills:
-            fill = ignored or _FLOAT_MAX.get(step.kind, "0.0")
+            filled = step.kind == "loss" or fills.pop(index, None) is not None
+            fill = constant(padding(step.kind, op, index)) if filled else "None"
+            names[index] = self._cut(names[index], placed, fill)
+        for index, placed in fills.items():
+            fill = constant(padding(step.kind, op, index))
             names[index] = self._filled(names[index], placed, fill)
         return names
 
@@ -234,6 +235,9 @@ class _Writer:
         else:
             changed = dict(step.changed)
         shown = _arguments(op, target, names, changed, self._size)
+        if step.kind == "drawn":
+            self._add(f"ranks.drawn({', '.join([_path(target), 'GROUP', *shown])})", op.node.name)
+            return
         call = f"{_path(target)}({', '.join(shown)})"
         if step.kind in ("local", "whole"):
             self._add(call, op.node.name)

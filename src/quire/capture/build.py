@@ -63,11 +63,11 @@ def where_of(node: fx.Node) -> Where:
 
 @cache
 def _own_frame(trace: str) -> tuple[str, int, str]:
-    """File, line and code of the innermost frame of a stack trace that is not torch's own."""
+    """File, line and code of the innermost frame of a stack trace that is the model's."""
     frames = list(_FRAME.finditer(trace))
     if not frames:
         return "", 0, ""
-    own = [f for f in frames if not re.search(r"[/\\]torch[/\\]", f["file"])]
+    own = [f for f in frames if not re.search(r"[/\\](torch|quire[/\\]capture)[/\\]", f["file"])]
     last = (own or frames)[-1]
     return last["file"], int(last["line"]), last["code"].strip()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -37,15 +38,24 @@ COPIES = {
 }
 """Ops that, where their output has the facts of their input, give back its values."""
 
+STOPS = {aten.detach.default, aten.detach_.default}
 
-def clean(graph: fx.Graph) -> None:
+
+def clean(graph: fx.Graph, trained: Iterable[fx.Node] = ()) -> None:
     """Drop assertions, and copies and views that change nothing (a dropout in evaluation becomes
-    such a clone). A copy of an input that the model returns stays: it is a new tensor."""
+    such a clone). A copy of an input that the model returns stays: it is a new tensor; so does a
+    detach of what depends on a `trained` input: gradients end there."""
+    reached = set(trained)
+    for node in graph.nodes:
+        if any(n in reached for n in node.all_input_nodes):
+            reached.add(node)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         if node.target in CHECKS:
             graph.erase_node(node)
+        elif node.target in STOPS and node in reached:
+            continue
         elif node.target in COPIES and _is_same(node) and not _returns_input(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)

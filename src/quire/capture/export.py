@@ -71,12 +71,15 @@ def capture(
     return from_exported(export(model, args, kwargs, dynamic_shapes))
 
 
-def from_exported(exported: ExportedProgram, *, writes: bool = False) -> Program:
+def from_exported(
+    exported: ExportedProgram, *, writes: bool = False, training: bool = False
+) -> Program:
     """An exported program as a `Program`: decomposed no further than to functional ATen, so that
     composites with a fast kernel (linear, SDPA, norms, softmax, convolutions) stay whole.
 
     With `writes`, a user's input that the model changes in place is allowed: its new value is
     an entry of `Program.writes`, not an output.
+    With `training`, a detach of what depends on a parameter stays.
     """
     with torch.no_grad(), warnings.catch_warnings():
         # torch's own use of its deprecated LeafSpec.
@@ -116,7 +119,7 @@ def from_exported(exported: ExportedProgram, *, writes: bool = False) -> Program
             constants[str(target)] = getattr(spec.arg, "value", None)
             continue
         inputs.append(Input(node, kind, target))  # type: ignore[arg-type]
-    clean(graph)
+    clean(graph, (i.node for i in inputs if training and i.kind == "parameter"))
     infos, sizes, ops = tables(graph)
     # Values written into inputs come first among the graph's outputs.
     returned = next(n for n in graph.nodes if n.op == "output").args[0]

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from quire.plan.layout import Layout, local_rows  # noqa: F401  (called as ranks.local_rows)
+from quire.runtime.draws import drawn  # noqa: F401  (called as ranks.drawn)
 from quire.runtime.failure import guarded, resolve
 from quire.runtime.row_parts import in_parts  # noqa: F401  (called as ranks.in_parts)
 

@@ -176,7 +176,7 @@ class Runner:
         """The program of a call, made if there is none, and the call's lengths as it wants them."""
         kwargs = dict(sorted(kwargs.items()))
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        kind = kind_of(leaves, spec, self.root.training)
+        kind = kind_of(leaves, spec, modes_of(self.root))
         shapes = kind, tuple(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
         number, why = self.exact.get(shapes), ""
         if number is None:
@@ -231,13 +231,13 @@ class Runner:
         return number, ""
 
     def _make(self, build: Build, call: Call, note: str = "") -> int:
-        """Capture and plan for one call, in the mode (training or not) of the root."""
-        mode, number = self.original.training, self.made
-        self.original.train(self.root.training)
+        """Capture and plan for one call, each module in the mode (training or not) of its copy."""
+        modes, number = _modes(self.original), self.made
+        _set_modes(self.original, _modes(self.root))
         try:
             built = build(self.original, *call, number)
         finally:
-            self.original.train(mode)
+            _set_modes(self.original, modes)
         if note:
             notes = (*built.plan.notes, note)
             built = attrs.evolve(built, plan=attrs.evolve(built.plan, notes=notes))
@@ -337,10 +337,24 @@ def constant_name(target: str, number: int = 0) -> str:
     return f"quire_constant_{target.replace('.', '_')}{of}"
 
 
-def kind_of(leaves: Sequence[Any], spec: pytree.TreeSpec, training: bool) -> Any:
+def modes_of(model: nn.Module) -> tuple[bool, ...]:
+    """Of each module, whether it trains."""
+    return tuple(m.training for m in model.modules())
+
+
+def _modes(model: nn.Module) -> dict[str, bool]:
+    return {name: m.training for name, m in model.named_modules()}
+
+
+def _set_modes(model: nn.Module, modes: Mapping[str, bool]) -> None:
+    for name, module in model.named_modules():
+        module.training = modes.get(name, module.training)
+
+
+def kind_of(leaves: Sequence[Any], spec: pytree.TreeSpec, modes: tuple[bool, ...]) -> Any:
     """What a program rests on beside the sizes of its inputs."""
     shown = tuple((x.dim(), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
-    return shown, str(spec), training
+    return shown, str(spec), modes
 
 
 def _without(numbers: list[int], number: int) -> list[int]:

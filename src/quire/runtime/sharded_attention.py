@@ -14,6 +14,7 @@ Ulysses is from DeepSpeed-Ulysses (Jacobs et al., 2023), the hybrid from USP (Fa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import attrs
 import torch
@@ -22,6 +23,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from quire.plan.layout import Layout, Run
 from quire.runtime.collectives import all_gather, all_to_all
+from quire.runtime.draws import apart
 from quire.runtime.ring_attention import flat, ring_attention
 
 
@@ -176,7 +178,7 @@ def ulysses(
     leaves = [_of_heads(leaf, heads) for leaf in leaves]
     qh, kh, vh = to_heads(q, k, v, heads, group)
     qh, kh, vh = _natural(qh, site.q), _natural(kh, site.k), _natural(vh, site.k)
-    out = _whole(qh, kh, vh, leaves, site)
+    out = _whole(qh, kh, vh, leaves, site, group)
     return from_heads(_dealt_rows(out, site.q), heads, group)
 
 
@@ -186,20 +188,24 @@ def _of_heads(leaf: Tensor, heads: Heads) -> Tensor:
     return leaf
 
 
-def _whole(q: Tensor, k: Tensor, v: Tensor, leaves: Sequence[Tensor], site: Site) -> Tensor:
-    """Attention of whole sequences on one rank: torch's own where it knows the mask."""
+def _whole(
+    q: Tensor, k: Tensor, v: Tensor, leaves: Sequence[Tensor], site: Site, group: str
+) -> Tensor:
+    """Attention of whole sequences on one rank: torch's own where it knows the mask. What is
+    dropped is drawn for this rank's heads."""
     plain = site.left is None and not site.rule
     square = q.shape[2] == k.shape[2]
     if plain and (site.right is None or (site.right == 0 and square)):
-        return scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            is_causal=site.right is not None,
-            scale=site.scale,
-            dropout_p=site.dropout,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+        with apart(group, q.device) if site.dropout else nullcontext():
+            return scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                is_causal=site.right is not None,
+                scale=site.scale,
+                dropout_p=site.dropout,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
     _no_dropout(site)
     rows: list[list[Run]] = [[(0, 0, q.shape[2])]]
     keys: list[list[Run]] = [[(0, 0, k.shape[2])]]

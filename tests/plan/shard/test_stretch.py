@@ -27,13 +27,15 @@ CPU = TOPOLOGIES["cpu"]
 
 def _least(program: Program, ranks: int) -> ShardPlan:
     """The plan for little more than the least memory there is one for."""
-    peak = plan_shards(program, ranks, CPU).memory.peak
-    for share in range(5, 101, 5):
+    found = plan_shards(program, ranks, CPU)
+    low, high = 0, found.memory.peak
+    while high - low > high // 200:
+        half = (low + high) // 2
         try:
-            return plan_shards(program, ranks, CPU, budget=peak * share // 100)
+            found, high = plan_shards(program, ranks, CPU, budget=half), half
         except BudgetError:
-            continue
-    raise AssertionError("nothing fits")
+            low = half
+    return found
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])

@@ -177,21 +177,24 @@ class Twice(nn.Module):
         return self.one(mixed) - 2 * self.other(mixed)
 
 
-def _dropping() -> Task:
-    model = Twice().train()
+def _dropping(model: nn.Module | None = None) -> Task:
+    model = (model or Twice()).train()
     program = from_exported(export_training(model, (torch.randn(2, 13, 8),), {}))
     plan = plan_shards(program, 4, topology_of(None, "cpu"))
     return task(program, plan, built(model, program, plan).functions, names_of(model, program))
 
 
-def test_dropout_of_what_all_ranks_hold_is_proved_for_the_same_outcomes() -> None:
-    found = prove_task(_dropping(), hooks())
+def test_dropout_of_a_ranks_rows_is_proved_for_the_same_outcomes() -> None:
+    honest = _dropping()
+    assert all("ranks.drawn(" in s.text for s in honest.sources if s.module in ("one", "other"))
+    found = prove_task(honest, hooks())
     assert found.verdict == "proved", found.reason
     assert "axiom:draws" in {c.id for c in found.claims}
 
 
 def test_other_draws_are_not_taken_for_the_models() -> None:
-    """One outcome in place of the other, numbers drawn twice, or drawn for a rank's rows."""
+    """One outcome in place of the other, numbers drawn twice, by other odds, or alike for other
+    rows."""
     honest = _dropping()
     (root,) = [s for s in honest.sources if not s.module]
     one, other = re.findall(r"(\w+) = self\.(?:one|other)\(\w+\)", root.text)
@@ -199,12 +202,32 @@ def test_other_draws_are_not_taken_for_the_models() -> None:
     swapped = swapped.replace(" kept = ", f" {other} = ")
     again = re.sub(r"self\.other\(", "self.one(", root.text)
     drops = [s for s in honest.sources if s.module == "one"]
-    rows = re.sub(r"(\w+)_whole = .*", r"\1_whole = \1", drops[0].text)
-    assert len({root.text, swapped, again}) == 3 and rows != drops[0].text
-    for old, text in ((root, swapped), (root, again), (drops[0], rows)):
+    rows = re.sub(r"ranks\.drawn\((\S+), GROUP, ", r"\1(", drops[0].text)
+    odds = drops[0].text.replace("0.3", "0.4")
+    assert len({root.text, swapped, again}) == len({drops[0].text, rows, odds}) == 3
+    for old, text in ((root, swapped), (root, again), (drops[0], rows), (drops[0], odds)):
         told = [attrs.evolve(s, text=text) if s is old else s for s in honest.sources]
         found = prove_task(attrs.evolve(honest, sources=tuple(told)), hooks(), refute=False)
         assert found.verdict == "unknown", text
+
+
+class Early(Twice):
+    """A dropout of what all ranks hold, before attention."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.one(x)).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+        return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_what_all_ranks_hold_is_drawn_alike() -> None:
+    honest = _dropping(Early())
+    (drop,) = [s for s in honest.sources if s.module == "one"]
+    assert prove_task(honest, hooks()).verdict == "proved"
+    text = re.sub(r"(aten\.native_dropout\.default)\(", r"ranks.drawn(\1, GROUP, ", drop.text)
+    assert text != drop.text
+    told = [attrs.evolve(s, text=text) if s is drop else s for s in honest.sources]
+    found = prove_task(attrs.evolve(honest, sources=tuple(told)), hooks(), refute=False)
+    assert found.verdict == "unknown"
 
 
 class Counting(nn.Module):

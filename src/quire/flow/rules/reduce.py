@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from quire.capture.program import Op, Operand
 from quire.flow.registry import rule
 from quire.flow.relation import Axis, Flow, Join, Span, span
-from quire.flow.rules.common import aten, make_axis, make_flow, nothing, wraps
+from quire.flow.rules.common import aten, broadcast, make_axis, make_flow, nothing, wraps
 
 JOINS = {
     "sum": Join.SUM,
@@ -123,6 +123,23 @@ def pair_loss(op: Op) -> Flow:
         for dim, size in enumerate(source.shape)
     ]
     return make_flow(op, axes, flops=3 * source.info.numel)
+
+
+@rule(*aten("binary_cross_entropy binary_cross_entropy_with_logits soft_margin_loss"))
+def element_loss(op: Op) -> Flow:
+    """Losses of single elements, or their mean or sum; weights are broadcast to the elements."""
+    source: Operand = op["self"]
+    if source.shape != op["target"].shape:
+        return nothing(op, "its operands are broadcast")
+    join = {0: Join.CONCAT, 1: Join.MEAN, 2: Join.SUM}[op["reduction"]]
+    axes: list[Axis] = []
+    for dim, size in enumerate(source.shape):
+        found = {o.index: broadcast(o, source.shape, dim) for o in op.operands}
+        if not any(isinstance(at, str) for at in found.values()):
+            reads = {k: at for k, at in found.items() if isinstance(at, Span)}
+            writes = {0: span(dim)} if join is Join.CONCAT else {}
+            axes.append(make_axis(op, size, reads, writes, join=join))
+    return make_flow(op, axes, flops=8 * source.info.numel)
 
 
 @rule(*aten("histc bincount"))

@@ -27,6 +27,8 @@ from quire.errors import CaptureError
 from quire.flow.registry import flow_of
 from quire.flow.relation import Axis, Flow, Join, Part
 from quire.plan.layout import Layout
+from quire.plan.shard.draws import drawn_of, draws_apart
+from quire.plan.shard.padding import idle
 from quire.plan.shard.plan import Placed, Site, Step
 from quire.plan.shard.routed import routed
 from quire.plan.shard.units import Unit, fits, local_shape, mentions, placed_by, plain, unit_of
@@ -167,6 +169,8 @@ class Placer:
                     want(at, Placed(self.program.info(at).ndim - 2, size))
                 if not site.plain:
                     continue
+            if node in wants and (drawn := drawn_of(self.program, node)) is not None:
+                want(drawn, wants[node])
             if op is None or node not in wants or node not in self.alive:
                 continue
             found = self._axis_for(op, wants[node])
@@ -196,6 +200,8 @@ class Placer:
         held = [self.places.get(o.node) for o in op.operands]
         if any(held) and (found := routed(op, held)) is not None:
             return found
+        if any(held) and draws_apart(op):
+            return Step(name, "drawn", tuple(held[0] for _ in op.outputs))
         if any(p is not None and p.routed for p in held):
             raise CaptureError(
                 f"{op.target} reads rows in an order that the data chose",
@@ -251,9 +257,9 @@ class Placer:
         reading = [
             (i, p) for i, read in enumerate(axis.reads) if (p := placed_by(read, unit)) is not None
         ]
-        fills = reading[:1] if kind == "sum" else reading
-        if self._even(unit.size):
-            fills = []
+        fills = [] if self._even(unit.size) else reading
+        if fills and not self._idle(op, axis, unit, kind, dict(reading)):
+            return None
         nbytes = 2 * sum(_bytes(o, None, self) for o in op.outputs) * (self.ranks - 1) // self.ranks
         return attrs.evolve(
             base,
@@ -262,6 +268,14 @@ class Placer:
             fills=tuple(fills),
             sent=base.sent + nbytes,
         )
+
+    def _idle(
+        self, op: Op, axis: Axis, unit: Unit, kind: str, reading: Mapping[int, Placed]
+    ) -> bool:
+        """Whether rows of padding do not count in a fold."""
+        one = copy.copy(self)
+        one.some = 1
+        return idle(op, kind, reading, dict(one._changed(op, axis, unit) or ()), self.number)
 
     def _local(self, op: Op, axis: Axis, unit: Unit, held: Sequence[Placed | None]) -> Step | None:
         changed = self._changed(op, axis, unit)

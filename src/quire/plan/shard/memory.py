@@ -31,12 +31,16 @@ HEAD_PARTS = (1, 2, 4, 8, 16, 32, 64)
 STATE_BYTES = 16
 """Per parameter: half-precision weight and gradient, fp32 weight and two moments of Adam."""
 
+WHOLE_BYTES = 4
+"""Per parameter that is brought here: half-precision weight and gradient."""
+
 
 @attrs.frozen
 class Needs:
     """What a step needs of one device, before anything is chosen: its regions, the parameters of
     the model, and bytes: kept outside the regions, worked with at once, and that of all scores,
-    with the seconds to make them again."""
+    with the seconds to make them again. `largest` are the parameters of the largest region,
+    `apart` those of none."""
 
     regions: tuple[Region, ...]
     parameters: int
@@ -50,12 +54,16 @@ class Needs:
     """Worked with at once by ops on rows that may go in parts, beside what attention holds."""
     rows: int = 1
     """Rows of a rank: the most parts there can be."""
+    largest: int = 0
+    apart: int = 0
 
     @property
     def states(self) -> int:
-        """All states spread over the ranks, and two layers' weights and gradients brought here."""
-        layers = max(len(self.regions), 1)
-        return STATE_BYTES * self.parameters // self.ranks + 2 * 2 * self.parameters // layers
+        """All states spread over the ranks, and weights and gradients brought here: of two layers
+        (one is fetched while another is used), and of all that lies outside layers, which FSDP2
+        keeps from the step's beginning to its end."""
+        whole = 2 * self.largest + self.apart
+        return STATE_BYTES * self.parameters // self.ranks + WHOLE_BYTES * whole
 
     def working_in(self, parts: int, head_parts: int) -> int:
         # Scores, their gradient, and one more while one is made from the other.
@@ -197,16 +205,19 @@ def plan_memory(
             edge=region.edge + edge,
             again=region.again + summed(one.module, one.nodes),
         )
+    parameters, largest, apart = _parameters(program, inside, places)
     rowwise = {n for one in stretches for n in one.nodes}
     needs = Needs(
         tuple(regions.values()),
-        _parameters(program),
+        parameters,
         ranks,
         sum(size for where, size in kept.values() if not where),
         held + 3 * max((nbytes[n] for n in made if n not in rowwise), default=0),
         held=held,
         rowwise=3 * max((nbytes[n] for n in rowwise), default=0),
         rows=min((rows(one.size) for one in stretches), default=1),
+        largest=largest,
+        apart=apart,
     )
     if head is not None:
         needs = attrs.evolve(
@@ -217,12 +228,24 @@ def plan_memory(
     return fit(needs, budget, topology.host), tuple(stretches)
 
 
-def _parameters(program: Program) -> int:
-    return sum(
-        math.prod(int(s) for s in program.info(i.node).shape)
-        for i in program.inputs
-        if i.kind == "parameter"
-    )
+def _parameters(
+    program: Program, inside: Mapping[fx.Node, str], places: Mapping[fx.Node, Placed | None]
+) -> tuple[int, int, int]:
+    """All parameters, those of the largest region, and those that no one region reads alone."""
+    sizes: dict[int, int] = {}
+    readers: dict[int, set[str]] = {}
+    for i in program.inputs:
+        if i.kind == "parameter":
+            key = id(program.state[i.target])  # one that has several names counts once
+            sizes[key] = math.prod(int(s) for s in program.info(i.node).shape)
+            own = {inside[u] for u in i.node.users if u in places}
+            readers.setdefault(key, set()).update(own)
+    regions = {"": 0}
+    for key, size in sizes.items():
+        region = readers[key].pop() if len(readers[key]) == 1 else ""
+        regions[region] = regions.get(region, 0) + size
+    apart = regions.pop("")
+    return sum(sizes.values()), max(regions.values(), default=0), apart
 
 
 def fit(needs: Needs, budget: int | None, host: float) -> Memory:

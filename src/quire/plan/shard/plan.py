@@ -6,6 +6,7 @@ Sizes are ints, of one length, or expressions of lengths that are free (`plan.sh
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Literal
 
 import attrs
@@ -13,6 +14,9 @@ import attrs
 from quire.plan.layout import Layout
 
 Way = Literal["ulysses", "ring", "gathered", "hybrid", "rows"]
+
+FILLS = {"max": -math.inf, "min": math.inf}
+"""What padding rows hold in folds of other kinds than sums, whose padding is 0."""
 
 
 @attrs.frozen
@@ -33,13 +37,14 @@ class Step:
 
     `whole`: on whole tensors, the same on every rank. `local`: on this rank's part. `sum`, `mean`,
     `max`, `min`: on this rank's part, then joined over the ranks. `loss`: cross entropy of this
-    rank's rows, joined. `fixed`: rows at fixed places, brought to every rank. `site`: an attention.
+    rank's rows, joined. `fixed`: rows at fixed places, brought to every rank. `drawn`: random
+    numbers of this rank's own for its part. `site`: an attention.
     `cuts` are operands to slice first (index → where), `gathers` those to bring together first.
     `changed` are arguments that differ from the op's own.
     """
 
     node: str
-    kind: Literal["whole", "local", "sum", "mean", "max", "min", "loss", "fixed", "site"]
+    kind: Literal["whole", "local", "sum", "mean", "max", "min", "loss", "fixed", "drawn", "site"]
     out: tuple[Placed | None, ...] = ()
     cuts: tuple[tuple[int, Placed], ...] = ()
     gathers: tuple[tuple[int, Placed], ...] = ()
@@ -47,6 +52,15 @@ class Step:
     changed: tuple[tuple[str, Any], ...] = ()
     sent: int = 0
     """Bytes a rank sends in forward, attention not counted."""
+
+
+def padding(kind: str, op: Any, index: int) -> float:
+    """What operand `index` of `op` holds in rows past the end, so that its fold over rows does not
+    count them: a target that is ignored, or the fold's idle element."""
+    ignored = op.get("ignore_index")
+    if ignored is not None and op["target"].index == index:
+        return float(ignored)
+    return FILLS.get(kind, 0.0)
 
 
 @attrs.frozen

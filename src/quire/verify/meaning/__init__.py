@@ -12,6 +12,7 @@ from quire.verify.meaning import (  # noqa: F401  (they fill the table)
     gather,
     join,
     loss,
+    losses,
     normalise,
     pointwise,
     reduce,

@@ -20,7 +20,7 @@ from torch import fx
 
 from quire.verify.original import Original
 from quire.verify.poly import Poly
-from quire.verify.shard.row_parts import RowParts
+from quire.verify.shard.drawn import Drawn
 from quire.verify.shard.task import Hint
 from quire.verify.shard.tensor import Local
 from quire.verify.structure import walk
@@ -39,7 +39,7 @@ class Known(Protocol):
     parts: dict[int, tuple[fx.Node, Hint, Value]]
     scope: dict[str, Any]
     functions: dict[tuple[str, int], ast.stmt]
-    hooks: RowParts
+    hooks: Drawn
 
     def tree(self, module: str) -> Any: ...
 

@@ -17,14 +17,15 @@ import attrs
 import torch
 from torch import fx
 
+from quire.capture.program import Op
 from quire.verify.compare import closed, differ
 from quire.verify.original import Original
 from quire.verify.poly import ZERO, Poly, single, variable
 from quire.verify.same import same
 from quire.verify.shard.alike import function_key, many, results, statement_key
 from quire.verify.shard.attend import Attention, Groups, ranked_value
+from quire.verify.shard.drawn import Drawn
 from quire.verify.shard.order import Mesh
-from quire.verify.shard.row_parts import RowParts
 from quire.verify.shard.task import Hint, Task
 from quire.verify.shard.tensor import EXPECTED, Local, Namespace, Torch
 from quire.verify.steps import Step
@@ -47,7 +48,9 @@ class Applied:
         self.own, self.lengths = task.own, task.lengths
         self.original = Original(program, apart=True)
         self.mesh = Mesh(ranks)
-        self.hooks = RowParts(self.mesh, self._part_of, self._known)
+        self.hooks = Drawn(self.mesh, self._part_of, self._known, self._drawing)
+        self.named: list[fx.Node | None] = []
+        """What the statements that are being run are named after."""
         self.cuts: dict[fx.Node, Value] = {}
         self.parts: dict[int, tuple[fx.Node, Hint, Value]] = {}
         """This rank's part of each tensor that is known by name, by its `id`."""
@@ -201,12 +204,14 @@ class Applied:
         infos = self.program.infos.get(node, ()) if node is not None else ()
         facts = [([self.original.sizes(s) for s in i.shape], i.dtype) for i in infos]
         EXPECTED.append((*self._asked(node), facts))
+        self.named.append(node)
         try:
             made = _eval(value, scope)
         except (NoMeaning, NotShown) as error:
             raise type(error)(f"{module or 'the root'}: {text}: {error}") from error
         finally:
             EXPECTED.pop()
+            self.named.pop()
         if len(names) == 1:
             scope[names[0]] = made
         else:
@@ -228,6 +233,13 @@ class Applied:
                 raise NotShown(f"{node.name} is drawn more than once")
             self.drawn.add(node)
         return str(node.target), self.original.label(node)
+
+    def _drawing(self) -> tuple[Op, Any]:
+        """The op that the statement is named after, and what it gives. Raises NotShown."""
+        node = self.named[-1] if self.named else None
+        if node is None or node not in self.drawn:
+            raise NotShown("numbers drawn for no tensor of the model's")
+        return self.program.ops[node], self.original.value(node, self.cuts, {})
 
     def _learn(self, name: str, scope: dict[str, Any], text: str, key: Any) -> None:
         node, made = self.original.nodes.get(name), scope[name]

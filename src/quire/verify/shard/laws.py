@@ -78,7 +78,9 @@ SHARD_LAWS = (
     Law(
         "draws",
         "what is drawn for a tensor that all ranks hold is the same on each, as their generators "
-        "are in one state; what it is may be any: results are the model's for the same outcomes",
+        "are in one state; what each rank draws for its own rows, of an op that draws each element "
+        "apart, is its rows of one outcome, as their streams are apart; what it is may be any: "
+        "results are the model's for the same outcomes",
     ),
     Law("replicas", "all ranks hold the same parameters and are given the same batch"),
     Law(

@@ -139,13 +139,13 @@ class Namespace:
     """`aten`, and overloads of its packets."""
 
     def __init__(self, target: Any) -> None:
-        self._target = target
+        self.target = target
 
     def __getattr__(self, name: str) -> Any:
-        return Namespace(getattr(self._target, name))
+        return Namespace(getattr(self.target, name))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return call(self._target, args, kwargs)
+        return call(self.target, args, kwargs)
 
 
 class Torch:

@@ -34,7 +34,7 @@ from quire.verify.shard.tensor import Local, Torch, call
 from quire.verify.value import NotShown, Value, build, cut, require
 
 ATTENTION, LAYOUT = "quire.runtime.sharded_attention", "quire.plan.layout"
-RING = "quire.runtime.ring_attention"
+RING, DRAWS = "quire.runtime.ring_attention", "quire.runtime.draws"
 
 
 def shown(made: Call, texts: Mapping[str, str]) -> None:
@@ -102,6 +102,7 @@ class _Way:
                     all_to_all=self._all_to_all, all_gather=self._all_gather
                 ),
                 RING: types.SimpleNamespace(flat=flat.flat, ring_attention=self._ring),
+                DRAWS: types.SimpleNamespace(apart=_drawn),
             },
         )  # fmt: skip
 
@@ -308,6 +309,10 @@ def _table(numbers: list[int], order: Order, members: int, own: int) -> None:
 
 class _Torch(Torch):
     Tensor = Local
+
+
+def _drawn(*_: Any) -> Any:
+    raise NotShown("what is drawn")
 
 
 def _run(name: str, text: str, known: Mapping[str, Any]) -> Any:
