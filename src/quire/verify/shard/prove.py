@@ -28,6 +28,10 @@ from quire.verify.term.core import RANGES
 from quire.verify.value import NoMeaning, NotShown
 
 
+_FAILS = (TypeError, ValueError, KeyError, IndexError, AttributeError, NameError, SyntaxError)
+"""What a text that cannot be read may raise."""
+
+
 def prove_task(
     task: Task,
     hooks: Hooks,
@@ -54,9 +58,7 @@ def prove_task(
         ways = _ways(applied.attention.calls, hooks)
     except (NoMeaning, NotShown) as error:
         reason = f"{type(error).__name__}: {error}"
-    except (
-        TypeError, ValueError, KeyError, IndexError, AttributeError, NameError, SyntaxError,
-    ) as error:  # fmt: skip
+    except _FAILS as error:
         reason = f"the applied program is not one that can be read: {error!r}"
     finally:
         if applied is not None:
@@ -126,8 +128,8 @@ def _tables(orders: Mapping[Order, None], hooks: Hooks) -> tuple[Claim, ...]:
     for k, order in enumerate(orders):
         try:
             why = _table_differs(order, hooks.runs(order.size, order.ranks, order.ring))
-        except NotShown as error:
-            why = str(error)
+        except (*_FAILS, NotShown) as error:
+            why = str(error) or type(error).__name__
         rule = "read for any length" if isinstance(order.size, Length) else "enumeration"
         text = (
             f"{order.size} rows over {order.ranks} ranks, zigzag over {order.ring}: the runtime's "
@@ -164,10 +166,7 @@ def _ways(calls: Mapping[Call, None], hooks: Hooks) -> tuple[Claim, ...]:
         try:
             for case in cases(one):
                 shown(case, hooks.texts)
-        except (
-            NoMeaning, NotShown, TypeError, ValueError, KeyError, IndexError, AttributeError,
-            NameError, SyntaxError, ImportError,
-        ) as error:  # fmt: skip
+        except (*_FAILS, ImportError, NoMeaning, NotShown) as error:
             why = f"{type(error).__name__}: {error}"
         text = (
             f"attention.{one.way} of {one.q} and {one.k}, order {one.ring} of {one.ranks} ranks: "
