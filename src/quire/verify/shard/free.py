@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import sympy
 
 from quire.capture.program import Program
 from quire.verify.poly import Atom, Poly, substitute, variable
-from quire.verify.shard.attend import Call
 from quire.verify.shard.length import Length, number
 from quire.verify.shard.order import Order
 from quire.verify.shard.task import Hint, Range
 from quire.verify.sizes import Sizes
 from quire.verify.value import NoMeaning, NotShown
+
+
+Kind = TypeVar("Kind")
 
 
 def least(order: Order) -> int:
@@ -76,13 +78,15 @@ def placed(at: Hint, sizes: Sizes) -> Hint:
     return attrs.evolve(at, order=attrs.evolve(at.order, size=number(sizes(at.order.size))))
 
 
-def cases(made: Call) -> Iterator[Call]:
-    """A call with and without padding: lengths of whole grains, and all others."""
-    fields = [getattr(made, f.name) for f in attrs.fields(Call)]
+def cases(made: Kind) -> Iterator[Kind]:
+    """An order, or a call of attention, without and with padding: lengths of whole grains, and all
+    others."""
+    kind: Any = type(made)
+    fields = [getattr(made, f.name) for f in attrs.fields(kind)]
     free = sorted({x for p in _polynomials(fields) for x in p.free if _is_free(x)}, key=_id)
     for ends in itertools.product(*map(_cases, free)):
         to = dict(zip(free, ends, strict=True))
-        yield Call(*(_put(field, to) for field in fields))
+        yield kind(*(_put(field, to) for field in fields))
 
 
 def _id(x: Atom) -> int:
