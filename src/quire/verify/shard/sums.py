@@ -103,7 +103,10 @@ def _whole(here: Term, op: str, order: Order, o: Poly, i: Poly, outer: int, mesh
     every = size * outer
     k = variable("t", [0], [every - 1])
     block, q = divmod_(k, size) if outer > 1 else (ZERO, k)
-    moved = mesh.read(here, order, i, q)
-    if outer > 1:
-        moved = t.substitute(moved, {atom_of(o): block})
+    if outer == 1:
+        return t.bind(op, every, mesh.read(here, order, i, q), k)
+    # At a place that is any first: that it lies in the sequence is known of it by its range.
+    any_ = variable("q", [0], [size - 1])
+    moved = mesh.read(here, order, i, any_)
+    moved = t.substitute(moved, {atom_of(o): block, atom_of(any_): q})
     return t.bind(op, every, moved, k)
