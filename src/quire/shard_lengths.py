@@ -184,8 +184,8 @@ def over(
     low: int,
     high: int,
 ) -> tuple[Built, tuple[Range, ...]]:
-    """One program for all lengths from `low` to `high` tokens, planned for `high`, with a plan whose
-    sizes are expressions of lengths, and the range of each.
+    """One program for all lengths from `low` to `high` tokens, planned for `high`, with a plan
+    whose sizes are expressions of lengths, and the range of each.
 
     Raises CaptureError, BudgetError, InputError where a range is none, or begins before every rank
     has rows of each of its blocks.
@@ -202,7 +202,11 @@ def over(
             fix="prove one length at a time, without lengths=",
         )
     most = [max(high, n) for n in free.first]
-    dims = [Dim(f"length_{k}", min=2, max=n) for k, n in enumerate(most)]
+    fewest = [min(low, n) for n in free.first]
+    dims = [
+        Dim(f"length_{k}", min=max(a, 2), max=b)
+        for k, (a, b) in enumerate(zip(fewest, most, strict=True))
+    ]
     asked: dict[int, dict[int, Any]] = {}
     for leaf, dim, k in free.dims:
         asked.setdefault(leaf, {})[dim] = dims[k]

@@ -26,7 +26,6 @@ from quire.verify.shard.task import Hint, Range
 from quire.verify.sizes import Sizes
 from quire.verify.value import NoMeaning, NotShown
 
-
 Kind = TypeVar("Kind")
 
 
@@ -49,9 +48,7 @@ def sizes_of(program: Program, ranges: Sequence[Range], hints: Iterable[Hint]) -
     return known
 
 
-def _variable(
-    text: str, low: int, high: int, name: sympy.Symbol, orders: Sequence[Order]
-) -> Poly:
+def _variable(text: str, low: int, high: int, name: sympy.Symbol, orders: Sequence[Order]) -> Poly:
     if not orders:
         return variable(text, [low], [high])
     if len(orders) > 1:
