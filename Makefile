@@ -11,7 +11,8 @@
 # make kernel-proving   time of the proofs of kernels up to Llama-70B and Mixtral-8x7B
 # make shard-mutants  200 wrong sharded programs and runtimes, none accepted
 # make shard-matrix   loss and gradients of every model, way, dtype and number of ranks (minutes)
-# make shard-proving  the proof of a training step of Llama 8 B's shapes on 8 ranks, within 2 minutes
+# make shard-proving  the proof of a training step of Llama 8 B's shapes on 8 ranks, within 2 minutes;
+#                and of small programs at all lengths to 131072, on 8 and 64 ranks
 # make scaling   docs/scaling.md and its plot
 # make agree     every obligation of three whole models, by Z3 and by cvc5
 # make proving   time and memory of proofs, and their plot against depth
@@ -87,6 +88,8 @@ shard-matrix: $(INSTALLED)
 
 shard-proving: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python -W ignore tools/prove_shards.py
+	PYTHONPATH=. $(BIN)/python -W ignore tools/prove_shard_lengths.py 8
+	PYTHONPATH=. $(BIN)/python -W ignore tools/prove_shard_lengths.py 64
 
 scaling: $(INSTALLED)
 	$(BIN)/python -W ignore -m benchmarks.scaling

@@ -44,10 +44,10 @@ class Small(nn.Module):
 
 
 @cache
-def captured() -> tuple[nn.Module, Program]:
+def captured(longest: int = 64) -> tuple[nn.Module, Program]:
     torch.manual_seed(0)
     model = Small()
     ids = torch.randint(11, (2, 9))
-    length = Dim("length", min=2, max=64)
+    length = Dim("length", min=2, max=longest)
     free = {0: {1: length}, 1: {1: length}}
     return model, from_exported(export_training(model, (ids, ids.clone()), {}, free))

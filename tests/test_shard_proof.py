@@ -131,3 +131,38 @@ def test_what_the_model_keeps_still_is_kept_still() -> None:
     assert found.verdict == "unknown" and "detach stops gradients" in found.reason
     (output,) = [c for c in found.claims if c.text.startswith("output")]
     assert output.verdict == "proved"
+
+
+def test_a_range_of_lengths_without_ranks() -> None:
+    """Of a model captured here: its length is the size that the attention's sequence has."""
+    model, batch = Pooled(), (torch.randn(2, 13, 8),)
+    found = quire.prove_shard(model, batch, ranks=4, ways=["gathered"], lengths=(57, 1 << 17))
+    assert found.verdict == "proved", found.reason
+    assert "in 57 … 131072" in found.about
+    exact = quire.prove_shard(model, batch, ranks=2, ways=["ulysses"], lengths=(13, 40), exact=True)
+    (run,) = [c for c in exact.claims if c.kind == "exact run"]
+    assert exact.verdict == "proved" and run.text.startswith("equal"), exact.reason
+
+
+def test_a_range_that_begins_too_early_is_told_where_to_begin() -> None:
+    batch = (torch.randn(2, 13, 8),)
+    with pytest.raises(quire.InputError) as raised:
+        quire.prove_shard(Pooled(), batch, ranks=4, ways=["gathered"], lengths=(9, 40))
+    assert "each of 4 ranks has rows" in str(raised.value)
+    with pytest.raises(quire.InputError):
+        quire.prove_shard(Pooled(), batch, ranks=4, lengths=(40, 20))
+    with pytest.raises(quire.InputError) as raised:
+        quire.prove_shard(Fixed(), (torch.randn(2, 3),), ranks=4, lengths=(20, 40))
+    assert "as long as an attention's sequence" in str(raised.value)
+
+
+class Fixed(nn.Module):
+    """Attention over a sequence of the model's own length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(1, 2, 7, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        own = self.own * x.sum()
+        return nn.functional.scaled_dot_product_attention(own, own, own).sum()

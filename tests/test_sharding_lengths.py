@@ -77,6 +77,7 @@ def _lengths(family: str, sizes: list[int], **options: Any) -> list[Answer]:
             found.append(answer | {"captures": len(captures), "programs": len(runner.kept)})
             found[-1] |= {"made": runner.made, "source": small.source(), "plan": small.plan}
     found[-1]["verdicts"] = (small.certificate and small.certificate.verdict,)
+    found[-1]["ranges"] = [r[1:] for r in small.certificate.sizes] if small.certificate else []
     return found
 
 
@@ -98,6 +99,7 @@ def test_lengths_share_programs_and_captures(ranks: Any) -> None:
         assert "def forward(self, input_ids, labels, length):" in answers[1]["source"]
         assert "lengths 21 to 24" in answers[1]["plan"].explain()
         assert answers[-1]["verdicts"] == ("proved",)
+        assert answers[-1]["ranges"] == [(21, 24)]
     assert [a["source"] for a in first] == [a["source"] for a in second]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import attrs
 
-from quire.verify.shard.order import Order, Place
 from quire.verify.shard.prove import prove_task
 from quire.verify.shard.task import Hooks, Source, Task
 from tools.mutate_runtime import RUNTIME
@@ -77,17 +76,15 @@ def _of_row(row: str, task: Task) -> Iterator[tuple[str, str]]:
     if where == "attention":
         yield from _of_attention(args, made, put)
     elif function in ("my_rows", "gather_rows", "fill_rows"):
-        dim, outer, size, ranks, ring = (int(a) for a in args[1:6])
-        order = Order(size, ranks, ring)
-        place = Place(dim, order, outer)
+        dim, outer, size, ranks, ring = args[1:6]
         if function != "my_rows":
             yield "missing collective", f"{space}{name} = {args[0]}"
-        elif outer == 1:
-            yield "local rows", f"{space}{name} = {args[0]}.narrow({dim}, 0, {place.local})"
-        yield "dropped tail", made(put(3, str(size - 1)))
-        other = 1 if ring > 1 else ranks
-        yield "wrong order", made(put(5, str(other)))
-        if outer > 1:
+        elif outer == "1":
+            rows = f"ranks.local_rows({size}, {ranks}, {ring})"
+            yield "local rows", f"{space}{name} = {args[0]}.narrow({dim}, 0, {rows})"
+        yield "dropped tail", made(put(3, _plus(size, -1)))
+        yield "wrong order", made(put(5, ranks if ring == "1" else "1"))
+        if outer != "1":
             yield "wrong blocks", made(put(2, "1"))
         if function != "gather_rows":
             fill = args[7]
@@ -97,13 +94,13 @@ def _of_row(row: str, task: Task) -> Iterator[tuple[str, str]]:
         yield "wrong scale", made(put(1, "0.5" if args[1] == "1.0" else "1.0"))
     elif function == "in_parts":
         given = args[3].strip("[]").split(", ")
-        yield "wrong rows", made(put(1, str(int(args[1]) + 1)))
+        yield "wrong rows", made(put(1, _plus(args[1], 1)))
         yield "wrong rows", made(put(2, str(int(args[1]) + 1)))
         if len(given) > 1:
             yield "wrong rows", made(put(3, f"[{', '.join([given[-1], *given[1:]])}]"))
         yield "wrong blocks", made(put(5, args[5].replace(", 1, ", ", 2, ", 1)))
     elif function == "fixed_rows":
-        yield "local rows", made(put(2, str(int(args[2]) + 1)))
+        yield "local rows", made(put(2, _plus(args[2], 1)))
     elif function == "cross_entropy":
         own = ", ".join(args[:6])
         local, share = f"aten.cross_entropy_loss.default({own})", 1 / task.ranks
@@ -133,7 +130,7 @@ def _of_attention(args: list[str], made: Any, put: Any) -> Iterator[tuple[str, s
         if key == "scale":
             yield "wrong scale", made(put(k, f"scale={float(value) * 2!r}"))
         if key in ("q_size", "k_size"):
-            yield "dropped tail", made(put(k, f"{key}={int(value) - 1}"))
+            yield "dropped tail", made(put(k, f"{key}={_plus(value, -1)}"))
         if key == "ring":
             yield "wrong order", made(put(k, f"ring={1 if value != '1' else 2}"))
         if key == "rule":
@@ -160,18 +157,18 @@ def _of_attention(args: list[str], made: Any, put: Any) -> Iterator[tuple[str, s
 def _of_op(row: str) -> Iterator[tuple[str, str]]:
     """Heads, positions and labels dealt otherwise by plain ops."""
     heads = re.match(
-        r"^(\s*\w+ = aten\.reshape\.default\(\w+, )\[(\d+), (\d+), (\d+), (\d+)\]\)$", row
+        r"^(\s*\w+ = aten\.reshape\.default\(\w+, )\[(\d+), (\w+), (\d+), (\d+)\]\)$", row
     )
     if heads:
         head, b, s, h, d = heads.groups()
         if h != d:
             yield "wrong heads", f"{head}[{b}, {s}, {d}, {h}]).transpose(2, 3)"
         yield "wrong heads", f"{head}[{b}, {h}, {s}, {d}]).transpose(1, 2)"
-    ranges = re.match(r"^(\s*\w+ = aten\.arange\.default\()(\d+)(.*)$", row)
+    ranges = re.match(r"^(\s*\w+ = aten\.arange\.default\()(\d+|length)(.*)$", row)
     if ranges:
         head, count, rest = ranges.groups()
-        yield "wrong positions", f"{head}1, {int(count) + 1}{rest}".replace("default", "start")
-    shift = re.match(r"^(\s*)(\w+) = aten\.slice\.Tensor\((\w+), 1, 1, \d+\)$", row)
+        yield "wrong positions", f"{head}1, {_plus(count, 1)}{rest}".replace("default", "start")
+    shift = re.match(r"^(\s*)(\w+) = aten\.slice\.Tensor\((\w+), 1, 1, [^,()]+\)$", row)
     if shift:
         space, name, x = shift.groups()
         yield "label shift", f"{space}{name} = {x}.narrow(1, 0, {x}.shape[1] - 1)"
@@ -205,6 +202,11 @@ def _of_route(row: str) -> Iterator[tuple[str, str]]:
     if rows:
         head, n, k, width = rows.groups()
         yield "wrong route", f"{head}[{k}, {n}, {width}]).transpose(0, 1)"
+
+
+def _plus(text: str, by: int) -> str:
+    """A size, as a number or as an expression, and `by` more."""
+    return str(int(text) + by) if text.isdigit() else f"{text} {'+' if by > 0 else '-'} {abs(by)}"
 
 
 def _split(inner: str) -> list[str]:

@@ -2,10 +2,10 @@
 
     python tools/mutate_shard_run.py [COUNT] [SEED]
 
-COUNT lies are drawn evenly from small models, all ways of attention and several P. One that the
-prover accepts is run in the finite field, forward and backward: if nothing differs it is
-*equivalent* (such as another filling of rows that nobody reads), else ACCEPTED, a failure. The
-honest programs are proved first.
+COUNT lies are drawn evenly from small models, all ways of attention and several P, at one length
+and at all lengths of a range. One that the prover accepts is run in the finite field, forward and
+backward: if nothing differs it is *equivalent* (such as another filling of rows that nobody reads),
+else ACCEPTED, a failure. The honest programs are proved first.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import collections
 import itertools
 import random
 import sys
+from collections.abc import Iterator
 
 from quire.shard_proof import hooks
 from quire.verify.shard.prove import prove_task
-from tests.verify.shard.cases import sharded
+from quire.verify.shard.task import Task
+from tests.verify.shard.cases import ranged, sharded
 from tools.mutate_shard import Lie, judge, lies
 
 CASES = (
@@ -30,17 +32,29 @@ CASES = (
 
 SIZE = 13
 
+RANGED = ((4, "ulysses"), (4, "ring"), (4, "gathered"), (8, "hybrid"))
+"""Ranks and way of a small decoder at all lengths of a range."""
+
+LENGTHS = 241, 512
+
+
+def tasks() -> Iterator[tuple[str, Task]]:
+    for family, ranks, way, *parts in CASES:
+        made = sharded(family, SIZE, ranks, way, parts=parts[0] if parts else 1)
+        yield f"{family}, {ranks} ranks, {way}{parts or ''}", made
+    for ranks, way in RANGED:
+        yield f"all lengths, {ranks} ranks, {way}", ranged(ranks, way, *LENGTHS)
+
 
 def main(count: int = 200, seed: int = 0) -> int:
     drawn: list[list[Lie]] = []
-    for family, ranks, way, *parts in CASES:
-        task = sharded(family, SIZE, ranks, way, parts=parts[0] if parts else 1)
+    for name, task in tasks():
         found = prove_task(task, hooks(), exact=True)
-        print(f"{family}, {ranks} ranks, {way}: {found.verdict} {found.reason}", flush=True)
+        print(f"{name}: {found.verdict} {found.reason}", flush=True)
         if found.verdict != "proved":
             return 1
         made = list(lies(task, hooks()))
-        random.Random(f"{seed} {family} {ranks} {way} {parts}").shuffle(made)
+        random.Random(f"{seed} {name}").shuffle(made)
         drawn.append(made)
     turns = [lie for row in itertools.zip_longest(*drawn) for lie in row if lie is not None]
     tables: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)

@@ -17,10 +17,14 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from quire.capture.program import Program, leaf_paths
-from quire.errors import BudgetError, CaptureError
+from quire.errors import BudgetError, CaptureError, InputError
 from quire.plan.shard.lengths import bucket, free_plan, plan_at
 from quire.plan.shard.plan import ShardPlan
+from quire.plan.shard.sites import find_sites
 from quire.runtime.programs import Built, Free, Length, kind_of, modes_of
+from quire.verify.shard.free import least
+from quire.verify.shard.order import Order
+from quire.verify.shard.task import Range
 
 Env = dict[sympy.Symbol, int]
 Ranges = tuple[range, ...]
@@ -30,12 +34,13 @@ Ranges = tuple[range, ...]
 class Making:
     """How `quire.shard` was asked to do it: `capture(model, args, kwargs, dims)` a program,
     `plan(program)` of known lengths, `write(model, program, plan, number)` its functions, and
-    `prove(model, built)`, None if nothing is to be proved."""
+    `prove(model, built, lengths)` the certificate at some lengths, or with `ranges` that of all
+    lengths in these, whatever it says; None if nothing is to be proved."""
 
     capture: Callable[..., Program]
     plan: Callable[[Program], ShardPlan]
     write: Callable[[nn.Module, Program, ShardPlan, int], Built]
-    prove: Callable[[nn.Module, Built, tuple[int, ...]], Any] | None
+    prove: Callable[..., Any] | None
 
 
 @attrs.define(eq=False)
@@ -155,6 +160,12 @@ class FreeLengths:
         if self.making.prove is None:
             return made
         prove = self.making.prove
+        if any(len(r) > 1 for r in ranges):
+            both = [(n, r[0], r[-1]) for n, r in zip(names, ranges, strict=True)]
+            every = prove(model, attrs.evolve(made, plan=general), ranges=both)
+            if every.verdict == "proved":
+                every = attrs.evolve(every, plan=made.plan.to_json())
+                return attrs.evolve(made, certificate=every, certify=lambda _: every)
 
         def certify(lengths: tuple[int, ...]) -> Any:
             env = dict(zip(names, lengths, strict=True))
@@ -163,3 +174,54 @@ class FreeLengths:
 
         first = certify(tuple(here[n] for n in names))
         return attrs.evolve(made, certificate=first, certify=certify)
+
+
+def over(
+    making: Making,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    low: int,
+    high: int,
+) -> tuple[Built, tuple[Range, ...]]:
+    """One program for all lengths from `low` to `high` tokens, planned for `high`, with a plan
+    whose sizes are expressions of lengths, and the range of each.
+
+    Raises CaptureError, BudgetError, InputError where a range is none, or begins before every rank
+    has rows of each of its blocks.
+    """
+    if not 2 <= low <= high:
+        raise InputError(f"lengths from {low} to {high}", allowed="from 2 on, the least first")
+    leaves = pytree.tree_leaves((args, kwargs))
+    sites = find_sites(making.capture(model, args, kwargs, None))
+    free = Free.of(leaves, {n for s in sites for n in (s.q_size, s.k_size)})
+    if not free.dims:
+        raise InputError(
+            "no input of the example is as long as an attention's sequence",
+            allowed="models whose lengths are those of their inputs",
+            fix="prove one length at a time, without lengths=",
+        )
+    most = [max(high, n) for n in free.first]
+    fewest = [min(low, n) for n in free.first]
+    dims = [
+        Dim(f"length_{k}", min=max(a, 2), max=b)
+        for k, (a, b) in enumerate(zip(fewest, most, strict=True))
+    ]
+    asked: dict[int, dict[int, Any]] = {}
+    for leaf, dim, k in free.dims:
+        asked.setdefault(leaf, {})[dim] = dims[k]
+    program = making.capture(model, args, kwargs, asked)
+    names = [s.name for s in program.symbols]
+    longest, shortest = dict.fromkeys(names, high), dict.fromkeys(names, low)
+    plan = making.plan(program.at(longest))
+    first = least(Order(high, plan.ranks, plan.order))
+    if low < first:
+        raise InputError(
+            f"lengths from {low} on",
+            allowed=f"from {first} on, where each of {plan.ranks} ranks has rows of each of its "
+            "blocks",
+            fix="prove shorter ones one at a time, without lengths=",
+        )
+    general = free_plan(program, plan, longest, shortest)
+    made = making.write(model, program, general, 0)
+    return made, tuple((name, low, high) for name in names)

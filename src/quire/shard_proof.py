@@ -25,7 +25,7 @@ from quire.runtime import (
 from quire.verify.certificate import Certificate
 from quire.verify.claims import RefutedError, UnprovedError
 from quire.verify.shard.order import Order, Place
-from quire.verify.shard.task import Hint, Hooks, Source, Task
+from quire.verify.shard.task import Hint, Hooks, Range, Source, Task
 
 _FILES = (
     layout,
@@ -58,9 +58,10 @@ def task(
     *,
     whole_outputs: bool = False,
     lengths: Sequence[int] = (),
+    ranges: Sequence[Range] = (),
 ) -> Task:
     """What is to be proved of the functions that ranks run; with free lengths at `lengths`, which
-    `program` and `plan` are of."""
+    `program` and `plan` are of, or in `ranges`, with sizes that are expressions of them."""
     outputs = [None if whole_outputs else _place(plan, p) for p in plan.outputs]
     placed = _placed(program, plan)
     return Task(
@@ -73,6 +74,7 @@ def task(
         plan.to_json(),
         frozenset(name for name, at in placed.items() if at is not None and at.routed),
         tuple(lengths),
+        tuple(ranges),
     )
 
 

@@ -35,10 +35,11 @@ from quire.plan.shard.sites import find_sites
 from quire.plan.shard.timing import StepTime, step_time
 from quire.runtime.programs import Built, constant_name
 from quire.runtime.sharded import shard_tree
-from quire.shard_lengths import FreeLengths, Making
+from quire.shard_lengths import FreeLengths, Making, over
 from quire.shard_proof import certified, hooks, task
 from quire.verify.certificate import Certificate
 from quire.verify.shard.prove import prove_task
+from quire.verify.shard.task import Range
 
 
 def shard(
@@ -100,31 +101,29 @@ def shard(
     budget = device_budget(memory)
 
     whole = outputs == "whole"
+    making = _making(mesh.size(), topology, ways, budget, outputs)
 
-    def capture(model: nn.Module, args: Any, kwargs: Any, free: Any = None) -> Program:
-        program = captured(model, args, kwargs, free)
-        return only_losses(program) if outputs == "loss" else program
-
-    def plan(program: Program) -> ShardPlan:
-        return plan_shards(program, mesh.size(), topology, ways=ways, budget=budget)
-
-    def write(model: nn.Module, program: Program, plan: ShardPlan, number: int) -> Built:
-        return built(model, program, plan, whole_outputs=whole, number=number)
-
-    def prove(model: nn.Module, made: Built, lengths: tuple[int, ...] = ()) -> Certificate:
+    def prove(
+        model: nn.Module, made: Built, lengths: tuple[int, ...] = (), ranges: Sequence[Range] = ()
+    ) -> Certificate:
         found = prove_built(
-            model, made, whole_outputs=whole, reduce_gradients=reduce_gradients, lengths=lengths
+            model,
+            made,
+            whole_outputs=whole,
+            reduce_gradients=reduce_gradients,
+            lengths=lengths,
+            ranges=ranges,
+            refute=not ranges,
         )
-        return certified(found, allow_unknown)
+        return found if ranges else certified(found, allow_unknown)
 
     def build(
         model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int
     ) -> Built:
-        program = capture(model, args, kwargs)
-        made = write(model, program, plan(program), number)
+        program = making.capture(model, args, kwargs)
+        made = making.write(model, program, making.plan(program), number)
         return attrs.evolve(made, certificate=prove(model, made)) if verify else made
 
-    making = Making(capture, plan, write, prove if verify else None)
     return shard_tree(
         model,
         mesh,
@@ -133,7 +132,7 @@ def shard(
         kwargs,
         reduce_gradients=reduce_gradients,
         parts=inputs == "part",
-        build_free=FreeLengths(making, programs),
+        build_free=FreeLengths(attrs.evolve(making, prove=prove if verify else None), programs),
         most=programs,
     )
 
@@ -149,26 +148,35 @@ def prove_shard(
     outputs: str = "part",
     reduce_gradients: bool = True,
     exact: bool = False,
+    lengths: tuple[int, int] | None = None,
 ) -> Certificate:
     """What `quire.shard` would carry on a mesh of `ranks` ranks, without ranks or devices: the
     model may be on the meta device. With `exact` a training step of all ranks is run in a finite
     field as well, if the model is small.
 
-    Raises CaptureError, InputError, BudgetError.
+    With `lengths`, a least and a largest in tokens, for one program that takes all of these, as a
+    bucket of `quire.shard` does: the sizes of the example that are as long as an attention's
+    sequence are free. It is planned for the largest.
+
+    Raises CaptureError, InputError (also where `lengths` begin before every rank has rows of each
+    of its blocks), BudgetError.
     """
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
-    program = captured(model, args, kwargs)
-    if outputs == "loss":
-        program = only_losses(program)
-    topology = topology_of(links, "meta")
-    plan = plan_shards(program, ranks, topology, ways=ways, budget=device_budget(memory))
-    made = built(model, program, plan, whole_outputs=outputs == "whole")
+    budget = device_budget(memory)
+    making = _making(ranks, topology_of(links, "meta"), ways, budget, outputs)
+    ranges: Sequence[Range] = ()
+    if lengths is None:
+        program = making.capture(model, args, kwargs)
+        made = making.write(model, program, making.plan(program), 0)
+    else:
+        made, ranges = over(making, model, args, kwargs, *lengths)
     return prove_built(
         model,
         made,
         whole_outputs=outputs == "whole",
         reduce_gradients=reduce_gradients,
         exact=exact,
+        ranges=ranges,
     )
 
 
@@ -180,14 +188,43 @@ def prove_built(
     reduce_gradients: bool = True,
     exact: bool = False,
     lengths: tuple[int, ...] = (),
+    ranges: Sequence[Range] = (),
+    refute: bool = True,
 ) -> Certificate:
     """The certificate of the functions of `made`; where their lengths are free, at `lengths`, which
-    its program and plan are of."""
+    its program and plan are of, or in `ranges`, of which both speak."""
     names = names_of(model, made.program, made.number)
     goal = task(
-        made.program, made.plan, made.functions, names, whole_outputs=whole_outputs, lengths=lengths
+        made.program,
+        made.plan,
+        made.functions,
+        names,
+        whole_outputs=whole_outputs,
+        lengths=lengths,
+        ranges=ranges,
     )
-    return prove_task(goal, hooks(reduce_gradients=reduce_gradients), exact=exact)
+    runtime = hooks(reduce_gradients=reduce_gradients)
+    return prove_task(goal, runtime, exact=exact, refute=refute)
+
+
+def _making(
+    ranks: int,
+    topology: Topology,
+    ways: Sequence[Way] | None,
+    budget: int | None,
+    outputs: str,
+) -> Making:
+    def capture(model: nn.Module, args: Any, kwargs: Any, free: Any = None) -> Program:
+        program = captured(model, args, kwargs, free)
+        return only_losses(program) if outputs == "loss" else program
+
+    def plan(program: Program) -> ShardPlan:
+        return plan_shards(program, ranks, topology, ways=ways, budget=budget)
+
+    def write(model: nn.Module, program: Program, plan: ShardPlan, number: int) -> Built:
+        return built(model, program, plan, whole_outputs=outputs == "whole", number=number)
+
+    return Making(capture, plan, write, None)
 
 
 def captured(

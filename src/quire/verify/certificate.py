@@ -53,11 +53,11 @@ class Certificate:
         """What was proved, or why it was not, in one line."""
         if self.verdict != "proved":
             return " ".join(self.reason.split())
+        ranges = "".join(f", {n} in {lo} … {hi or '∞'}" for n, lo, hi in self.sizes)
         if self._has("mesh"):
             what = "outputs" + (" and gradients" if self._has("gradient") else "")
-            return f"{what} equal on every rank, for all inputs and parameters"
-        ranges = ", ".join(f"{n} in {lo} … {hi or '∞'}" for n, lo, hi in self.sizes)
-        return f"equal for all inputs and {self.over}{', ' + ranges if ranges else ''}"
+            return f"{what} equal on every rank, for all inputs and parameters{ranges}"
+        return f"equal for all inputs and {self.over}{ranges}"
 
     def _has(self, kind: str) -> bool:
         return any(c.kind == kind for c in self.claims)

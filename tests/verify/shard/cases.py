@@ -12,6 +12,7 @@ from quire.capture.export import from_exported
 from quire.capture.program import Program
 from quire.capture.training import export_training
 from quire.plan.shard.flow import Placer
+from quire.plan.shard.lengths import free_plan
 from quire.plan.shard.memory import regions_of
 from quire.plan.shard.plan import ShardPlan
 from quire.plan.shard.stretch import find_stretches
@@ -19,6 +20,7 @@ from quire.shard_proof import task
 from quire.sharding import built, names_of, plan_shards, topology_of
 from quire.verify.shard.task import Task
 from tests.shard_models import build
+from tests.shard_small import captured as small
 
 
 def in_parts(program: Program, ranks: int, ways: Any, parts: int, rows: int | None) -> ShardPlan:
@@ -63,3 +65,15 @@ def sharded(
     plan = in_parts(program, ranks, ways, parts, rows)
     made = built(model, program, plan)
     return task(program, plan, made.functions, names_of(model, program))
+
+
+def ranged(ranks: int, way: Any, low: int, high: int, *, parts: int = 1) -> Task:
+    """The task of proving the small decoder over `ranks` ranks at every length from `low` to
+    `high`; `parts` as above, of the rows at the longest."""
+    model, program = small(max(high, 64))
+    ends = [dict.fromkeys((s.name for s in program.symbols), n) for n in (high, low)]
+    plan = in_parts(program.at(ends[0]), ranks, None if way is None else [way], parts, None)
+    general = free_plan(program, plan, *ends)
+    made = built(model, program, general)
+    ranges = [(s.name, low, high) for s in program.symbols]
+    return task(program, general, made.functions, names_of(model, program), ranges=ranges)

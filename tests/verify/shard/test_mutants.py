@@ -7,7 +7,7 @@ import random
 import pytest
 
 from quire.shard_proof import hooks
-from tests.verify.shard.cases import sharded
+from tests.verify.shard.cases import ranged, sharded
 from tools.mutate_shard import judge, lies
 
 EACH = 5
@@ -34,3 +34,13 @@ def test_no_lie_about_routed_tokens_is_accepted() -> None:
     random.Random(0).shuffle(made)
     answers = [(judge(lie), lie.what) for lie in made[:ROUTED]]
     assert all(answer in ("unknown", "refuted") for answer, _ in answers), answers
+
+
+@pytest.mark.parametrize("way", ["ulysses", "ring", "gathered", "hybrid"])
+def test_no_lie_is_accepted_at_all_lengths(way: str) -> None:
+    made = list(lies(ranged(4, way, 57, 256), hooks()))
+    assert len(made) > 30
+    random.Random(way).shuffle(made)
+    answers = [(judge(lie), lie.what) for lie in made[:EACH]]
+    assert not [a for a in answers if a[0] == "ACCEPTED"]
+    assert len([a for a in answers if a[0] in ("unknown", "refuted", "fails")]) >= EACH - 2

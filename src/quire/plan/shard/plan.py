@@ -162,7 +162,8 @@ class ShardPlan:
         return Layout(size, self.ranks, self.order)
 
     def to_json(self, *, indent: int | None = None) -> str:
-        return json.dumps(attrs.asdict(self), indent=indent, sort_keys=True)
+        """Sizes that are expressions of lengths are text."""
+        return json.dumps(attrs.asdict(self), indent=indent, sort_keys=True, default=str)
 
     def explain(self) -> str:
         """Per attention: each candidate, its bytes, milliseconds and memory, and why one won."""

@@ -21,6 +21,7 @@ from torch import fx
 from quire.verify.original import Original
 from quire.verify.poly import Poly
 from quire.verify.shard.drawn import Drawn
+from quire.verify.shard.length import Length
 from quire.verify.shard.task import Hint
 from quire.verify.shard.tensor import Local
 from quire.verify.structure import walk
@@ -70,6 +71,10 @@ class _Held:
             self.rows.append((number, at, whole.shape, whole.dtype, more))
         return ast.Name(f"v{len(self.rows)}", ast.Load())
 
+    def size(self, x: Length) -> ast.Name:
+        self.rows.append(x)
+        return ast.Name(f"v{len(self.rows)}", ast.Load())
+
     def key(self, texts: Sequence[str], nodes: Sequence[fx.Node]) -> Key:
         local: dict[fx.Node, int] = {}
         ops: list[Any] = []
@@ -103,7 +108,7 @@ def function_key(
         for x in given:
             if isinstance(x, Local):
                 held.add(x)
-            elif type(x) is int:
+            elif isinstance(x, Length) or type(x) is int:
                 held.rows.append(x)
             else:
                 return None
@@ -173,6 +178,8 @@ class _Shown(ast.NodeTransformer):
         x = self.find(node.id)
         if isinstance(x, Local):
             return self.held.add(x)
+        if isinstance(x, Length):
+            return self.held.size(x)
         if type(x) is int:
             return ast.Constant(x)
         if node.id != "self" and (x is None or x is not self.held.known.scope.get(node.id)):

@@ -25,6 +25,8 @@ from quire.verify.same import same
 from quire.verify.shard.alike import function_key, many, results, statement_key
 from quire.verify.shard.attend import Attention, Groups, ranked_value
 from quire.verify.shard.drawn import Drawn
+from quire.verify.shard.free import placed, sizes_of
+from quire.verify.shard.length import as_poly, number
 from quire.verify.shard.order import Mesh
 from quire.verify.shard.task import Hint, Task
 from quire.verify.shard.tensor import EXPECTED, Local, Namespace, Torch
@@ -44,9 +46,13 @@ class Applied:
 
     def __init__(self, task: Task) -> None:
         program, names, ranks = task.program, task.names, task.ranks
-        self.program, self.hints, self.outputs = program, task.hints, task.outputs
-        self.own, self.lengths = task.own, task.lengths
-        self.original = Original(program, apart=True)
+        self.program, self.own = program, task.own
+        every = [*task.hints.values(), *task.outputs]
+        sizes = sizes_of(program, task.ranges, every)
+        self.hints = {name: placed(at, sizes) for name, at in task.hints.items()}
+        self.outputs = [placed(at, sizes) for at in task.outputs]
+        self.lengths = [*task.lengths, *(number(sizes(name)) for name, *_ in task.ranges)]
+        self.original = Original(program, sizes, apart=True)
         self.mesh = Mesh(ranks)
         self.hooks = Drawn(self.mesh, self._part_of, self._known, self._drawing)
         self.named: list[fx.Node | None] = []
@@ -292,14 +298,15 @@ class Applied:
         if value.ndim != want.ndim or value.dtype != want.dtype:
             return f"of {value.ndim} dims, {value.dtype}", want
         for d, (a, b) in enumerate(zip(value.shape, want.shape, strict=True)):
-            fits = (at.local, at.whole) if d == at.dim else (a.constant, a.constant)
-            if (a.constant, b.constant) != fits:
+            fits = (as_poly(at.local), as_poly(at.whole)) if d == at.dim else (a, a)
+            if a is not fits[0] or b is not fits[1]:
                 return f"of shape {value.shape} of {want.shape}", want
         o = variable("o", [0], [at.outer - 1]) if at.outer > 1 else ZERO
-        q = variable("q", [0], [at.order.size - 1])
+        size = as_poly(at.order.size)
+        q = variable("q", [0], [size - 1])
         e = variable("e", [0], [at.scale - 1]) if at.scale > 1 else ZERO
         idx = indices(want.shape)
-        there = [*idx[: at.dim], (o * at.order.size + q) * at.scale + e, *idx[at.dim + 1 :]]
+        there = [*idx[: at.dim], (o * size + q) * at.scale + e, *idx[at.dim + 1 :]]
         mine = self.mesh.element(at, value, idx, o, q, e)
         whole = want.at(there)
         if same(mine, whole):

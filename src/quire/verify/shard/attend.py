@@ -18,8 +18,9 @@ from quire.verify.meaning.attention import additive, per_head
 from quire.verify.meaning.contraction import contract
 from quire.verify.meaning.normalise import softmax
 from quire.verify.meaning.pointwise import mul
-from quire.verify.poly import Poly, poly
+from quire.verify.poly import Poly
 from quire.verify.shard.hooks import Ranks
+from quire.verify.shard.length import Size, as_poly
 from quire.verify.shard.order import Place, place, ranked
 from quire.verify.shard.tensor import Local, Namespace
 from quire.verify.value import NoMeaning, Value, build, require, spread
@@ -32,18 +33,18 @@ class Call:
     """One call of a way, its tensors by their shapes on a rank."""
 
     way: str
-    q: tuple[int, ...]
-    k: tuple[int, ...]
-    v: tuple[int, ...]
-    q_size: int
-    k_size: int
+    q: tuple[Size, ...]
+    k: tuple[Size, ...]
+    v: tuple[Size, ...]
+    q_size: Size
+    k_size: Size
     ranks: int
     ring: int
     ring_of: int
     band: tuple[int | None, int | None]
     scale: float | None
     rule: str = ""
-    leaves: tuple[tuple[int, ...], ...] = ()
+    leaves: tuple[tuple[Size, ...], ...] = ()
 
 
 class Groups:
@@ -83,7 +84,7 @@ class Attention:
         return self._attend("hybrid", *given, group="GROUP", ring_of=ring_of, **more)
 
     def _attend(
-        self, way: str, q: Local, k: Local, v: Local, *, q_size: int, k_size: int, ranks: int,
+        self, way: str, q: Local, k: Local, v: Local, *, q_size: Size, k_size: Size, ranks: int,
         ring: int, group: Any, leaves: Sequence[Local] = (), rule: str = "",
         band: Band = (None, None), scale: float | None = None, ring_of: int = 1,
     ) -> Local:  # fmt: skip
@@ -97,7 +98,7 @@ class Attention:
         rows = self.ranks.order(q_size, ranks, ring, group)
         keys = self.ranks.order(k_size, ranks, ring, group)
         require(all(x.value.ndim == 4 for x in (q, k, v)), "attention of other than 4 dims")
-        require(q.value.shape[2].constant == rows.rows, "queries of another number")
+        require(q.value.shape[2] is as_poly(rows.rows), "queries of another number")
         key = self.ranks.gathered(k.value, Place(2, keys))
         value = self.ranks.gathered(v.value, Place(2, keys))
 
@@ -106,7 +107,7 @@ class Attention:
 
         mask = ruled(rule, leaves)
         out = attended(q.value, key, value, at, mask, band, scale)
-        last = poly(rows.size - 1)
+        last = as_poly(rows.size) - 1
         inside = build(
             out.shape,
             out.dtype,

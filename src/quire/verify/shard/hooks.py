@@ -9,6 +9,7 @@ from quire.verify import term as t
 from quire.verify.decide import divmod_
 from quire.verify.meaning.loss import MEAN, SUM, summed
 from quire.verify.poly import ZERO, Poly, poly, variable
+from quire.verify.shard.length import Ratio, Size, as_poly
 from quire.verify.shard.order import Mesh, Order, Place, place
 from quire.verify.shard.sums import extreme_ranks, sum_ranks
 from quire.verify.shard.tensor import Local
@@ -27,7 +28,7 @@ class Ranks:
         self.mesh = mesh
         self.orders: dict[Order, None] = {}
 
-    def order(self, size: int, ranks: int, ring: int, group: Any) -> Order:
+    def order(self, size: Size, ranks: int, ring: int, group: Any) -> Order:
         self.over(group, "a collective")
         require(ranks == self.mesh.ranks, f"{ranks} ranks, and not {self.mesh.ranks}")
         require(ranks % ring == 0, f"a ring of {ring} among {ranks} ranks")
@@ -35,7 +36,7 @@ class Ranks:
         self.orders[found] = None
         return found
 
-    def local_rows(self, size: int, ranks: int, ring: int) -> int:
+    def local_rows(self, size: Size, ranks: int, ring: int) -> Size:
         return self.order(size, ranks, ring, "GROUP").rows
 
     def over(self, group: Any, what: str) -> None:
@@ -43,7 +44,7 @@ class Ranks:
         require(self.mesh.start is None, f"{what} of some of a rank's rows")
 
     def my_rows(
-        self, x: Local, dim: int, outer: int, size: int, ranks: int, ring: int, group: Any,
+        self, x: Local, dim: int, outer: int, size: Size, ranks: int, ring: int, group: Any,
         fill: float | None,
     ) -> Local:  # fmt: skip
         value = x.value
@@ -53,31 +54,33 @@ class Ranks:
             return Local(self._inside(rows, at, lambda _: filled(fill, value.kind)))
 
         def last(idx: list[Poly]) -> Any:
-            o = divmod_(idx[at.dim], at.order.rows)[0] if outer > 1 else ZERO
-            return value.at([*idx[: at.dim], o * size + (size - 1), *idx[at.dim + 1 :]])
+            o = divmod_(idx[at.dim], as_poly(at.order.rows))[0] if outer > 1 else ZERO
+            there = o * as_poly(size) + as_poly(size) - 1
+            return value.at([*idx[: at.dim], there, *idx[at.dim + 1 :]])
 
         return Local(self._inside(rows, at, last))
 
     def fill_rows(
-        self, x: Local, dim: int, outer: int, size: int, ranks: int, ring: int, group: Any,
+        self, x: Local, dim: int, outer: int, size: Size, ranks: int, ring: int, group: Any,
         fill: float,
     ) -> Local:  # fmt: skip
         value = x.value
         at = Place(dim % value.ndim, self.order(size, ranks, ring, group), outer)
-        require(value.shape[at.dim].constant == at.local, "rows of another number")
+        require(value.shape[at.dim] is as_poly(at.local), "rows of another number")
         return Local(self._inside(value, at, lambda _: filled(fill, value.kind)))
 
     def _inside(self, value: Value, at: Place, fill: Callable[[list[Poly]], Any]) -> Value:
         def element(idx: list[Poly]) -> Any:
-            rows = divmod_(idx[at.dim], at.order.rows)[1] if at.outer > 1 else idx[at.dim]
+            own = as_poly(at.order.rows)
+            rows = divmod_(idx[at.dim], own)[1] if at.outer > 1 else idx[at.dim]
             p = place(at.order, self.mesh.flat(at.order, rows))
-            inside = t.ge(poly(at.order.size - 1) - p)
+            inside = t.ge(as_poly(at.order.size) - 1 - p)
             return t.ite(inside, value.at(idx), fill(idx))
 
         return build(value.shape, value.dtype, element)
 
     def gather_rows(
-        self, x: Local, dim: int, outer: int, size: int, ranks: int, ring: int, group: Any
+        self, x: Local, dim: int, outer: int, size: Size, ranks: int, ring: int, group: Any
     ) -> Local:
         value = x.value
         at = Place(dim % value.ndim, self.order(size, ranks, ring, group), outer)
@@ -87,15 +90,16 @@ class Ranks:
         """The whole tensor, if its elements are told by their places alone."""
 
         def element(idx: list[Poly]) -> Any:
-            o, q = divmod_(idx[at.dim], at.order.size) if at.outer > 1 else (ZERO, idx[at.dim])
+            size = as_poly(at.order.size)
+            o, q = divmod_(idx[at.dim], size) if at.outer > 1 else (ZERO, idx[at.dim])
             return self.mesh.element(at, value, idx, o, q, ZERO)
 
         shape = list(value.shape)
-        shape[at.dim] = poly(at.whole)
+        shape[at.dim] = as_poly(at.whole)
         return build(shape, value.dtype, element)
 
     def fixed_rows(
-        self, x: Local, dim: int, first: int, count: int, size: int, ranks: int, ring: int,
+        self, x: Local, dim: int, first: Size, count: Size, size: Size, ranks: int, ring: int,
         group: Any,
     ) -> Local:  # fmt: skip
         value = x.value
@@ -103,24 +107,25 @@ class Ranks:
         require(first >= 0 and first + count <= size, f"rows {first} … {first + count} of {size}")
 
         def element(idx: list[Poly]) -> Any:
-            return self.mesh.element(at, value, idx, ZERO, idx[at.dim] + first, ZERO)
+            return self.mesh.element(at, value, idx, ZERO, idx[at.dim] + as_poly(first), ZERO)
 
         shape = list(value.shape)
-        shape[at.dim] = poly(count)
+        shape[at.dim] = as_poly(count)
         return Local(build(shape, value.dtype, element))
 
     def sum_ranks(self, x: Local, group: Any) -> Local:
         return self.join_sum(x, 1.0, group)
 
-    def join_sum(self, x: Local, scale: float, group: Any) -> Local:
+    def join_sum(self, x: Local, scale: float | Ratio, group: Any) -> Local:
         self.over(group, "a sum")
         value = x.value
         if value.kind == "bool":
             raise NoMeaning("a sum of truth values")
+        by = scale.term if isinstance(scale, Ratio) else t.const(scale)
         joined = build(
             value.shape,
             value.dtype,
-            lambda idx: t.mul((sum_ranks(value.real(idx), self.mesh), 1), (t.const(scale), 1)),
+            lambda idx: t.mul((sum_ranks(value.real(idx), self.mesh), 1), (by, 1)),
         )
         return Local(joined)
 
@@ -174,7 +179,7 @@ class Ranks:
 def _by_rows(like: Local, make: Callable[[Local], Local]) -> None:
     """Shows that each row of `make(x)` is of that row of x alone."""
     probe = make(Local(cut("rows of scores", like.value.shape, like.dtype))).value
-    row = variable("row", [0], [like.shape[0] - 1])
+    row = variable("row", [0], [like.value.shape[0] - 1])
     element = probe.at([row, *[variable("c", [0], [s - 1]) for s in probe.shape[1:]]])
     for at in _reads(element, "rows of scores"):
         if at[0] is not row:

@@ -16,14 +16,19 @@ from quire.verify.prove import claims_of, ran, reset
 from quire.verify.shard.applied import Applied
 from quire.verify.shard.attend import Call
 from quire.verify.shard.exact import REDUCTION, exact_shard_run
+from quire.verify.shard.free import cases
 from quire.verify.shard.gradient import gradient_claims
 from quire.verify.shard.laws import SHARD_LAWS
+from quire.verify.shard.length import Length
 from quire.verify.shard.order import Order, edges
 from quire.verify.shard.task import Hooks, Runs, Task
 from quire.verify.shard.ways import ATTENTION, shown
 from quire.verify.steps import Step
 from quire.verify.term.core import RANGES
 from quire.verify.value import NoMeaning, NotShown
+
+_FAILS = (TypeError, ValueError, KeyError, IndexError, AttributeError, NameError, SyntaxError)
+"""What a text that cannot be read may raise."""
 
 
 def prove_task(
@@ -44,7 +49,7 @@ def prove_task(
     log, conditions = decide.Log(), {}
     decide.LOGS.append(log)
     laws.CLAIMS.append(conditions)
-    applied, steps, ways, reason = None, [], (), ""
+    applied, steps, ways, tables, reason = None, [], (), (), ""
     try:
         applied = Applied(task)
         steps = applied.steps
@@ -52,11 +57,11 @@ def prove_task(
         ways = _ways(applied.attention.calls, hooks)
     except (NoMeaning, NotShown) as error:
         reason = f"{type(error).__name__}: {error}"
-    except (
-        TypeError, ValueError, KeyError, IndexError, AttributeError, NameError, SyntaxError,
-    ) as error:  # fmt: skip
+    except _FAILS as error:
         reason = f"the applied program is not one that can be read: {error!r}"
     finally:
+        if applied is not None:
+            tables = _tables(applied.hooks.orders, hooks)
         RANGES.clear()
         decide.LOGS.remove(log)
         laws.CLAIMS.remove(conditions)
@@ -65,8 +70,7 @@ def prove_task(
         first = next((s for s in steps if s.verdict != "equal"), bad)
         reason = f"{first.text}: {first.reason or first.verdict}"
     base = claims_of(log, conditions, [], solvers, seconds, more=SHARD_LAWS)
-    orders = applied.hooks.orders if applied is not None else {}
-    own = (*_tables(orders, hooks), *_texts(hooks), *ways)
+    own = (*tables, *_texts(hooks), *ways)
     before = tuple(c.id for c in (*base, *own))
     equal = _equalities(steps, task, before)
     gradients = gradient_claims(task, hooks.reduction, tuple(c.id for c in equal), reason)
@@ -76,10 +80,11 @@ def prove_task(
         reason = f"{open_[0].id}: {open_[0].reason}" if open_ else ""
     verdict: Any = "unknown" if reason else "proved"
     if exact or (reason and refute):
+        one = task.at([low for _, low, _ in task.ranges]) if task.ranges else task
         texts = {**hooks.texts, REDUCTION: hooks.reduction}
         run = exact_shard_run(
-            task.program, task.sources, task.names, texts, ranks=task.ranks, outputs=task.outputs,
-            lengths=task.lengths,
+            one.program, one.sources, one.names, texts, ranks=one.ranks, outputs=one.outputs,
+            lengths=one.lengths,
         )  # fmt: skip
         if exact or run.equal is False:
             claims, verdict, reason = ran(run, claims, verdict, reason)
@@ -88,6 +93,7 @@ def prove_task(
     return Certificate(
         verdict, reason, program_hash(task.program), task.plan, text, claims, used,
         rounding=(("outputs", "no bound: the ranks' sums are joined in another order"),),
+        sizes=tuple((str(name), low, high) for name, low, high in task.ranges),
         seconds=round(time.perf_counter() - start, 3),
     )  # fmt: skip
 
@@ -95,10 +101,11 @@ def prove_task(
 def _equalities(steps: Sequence[Step], task: Task, before: tuple[str, ...]) -> tuple[Claim, ...]:
     made: list[Claim] = []
     rule = "same normal form, integers and conditions by the solver"
+    free = " and lengths" if task.ranges else ""
     for s in steps:
         if s.verdict != "equal" and s.line:
             continue
-        text = f"{s.text} equals the model's on each of {task.ranks} ranks, for all inputs"
+        text = f"{s.text} equals the model's on each of {task.ranks} ranks, for all inputs{free}"
         made.append(
             Claim(
                 f"e{len(made)}",
@@ -118,14 +125,19 @@ def _tables(orders: Mapping[Order, None], hooks: Hooks) -> tuple[Claim, ...]:
     """That the runtime's rows are where `Order` says, each once."""
     made = []
     for k, order in enumerate(orders):
-        runs = hooks.runs(order.size, order.ranks, order.ring)
-        why = _table_differs(order, runs)
+        why = ""
+        try:
+            for one in cases(order):
+                why = why or _table_differs(one, hooks.runs(one.size, one.ranks, one.ring))
+        except (*_FAILS, NotShown) as error:
+            why = str(error) or type(error).__name__
+        rule = "read for any length" if isinstance(order.size, Length) else "enumeration"
         text = (
             f"{order.size} rows over {order.ranks} ranks, zigzag over {order.ring}: the runtime's "
             "table holds every row once, at its place"
         )
         verdict: Any = "unknown" if why else "proved"
-        made.append(Claim(f"p{k}", "mesh", text, "enumeration", verdict=verdict, reason=why))
+        made.append(Claim(f"p{k}", "mesh", text, rule, verdict=verdict, reason=why))
     return tuple(made)
 
 
@@ -153,11 +165,9 @@ def _ways(calls: Mapping[Call, None], hooks: Hooks) -> tuple[Claim, ...]:
     for k, one in enumerate(calls):
         why = ""
         try:
-            shown(one, hooks.texts)
-        except (
-            NoMeaning, NotShown, TypeError, ValueError, KeyError, IndexError, AttributeError,
-            NameError, SyntaxError, ImportError,
-        ) as error:  # fmt: skip
+            for case in cases(one):
+                shown(case, hooks.texts)
+        except (*_FAILS, ImportError, NoMeaning, NotShown) as error:
             why = f"{type(error).__name__}: {error}"
         text = (
             f"attention.{one.way} of {one.q} and {one.k}, order {one.ring} of {one.ranks} ranks: "

@@ -18,6 +18,7 @@ from torch import fx
 
 from quire.verify.poly import variable
 from quire.verify.shard.hooks import Ranks
+from quire.verify.shard.length import Size, as_poly
 from quire.verify.shard.order import START, Mesh, Place
 from quire.verify.shard.task import Hint
 from quire.verify.shard.tensor import Local
@@ -45,7 +46,7 @@ class RowParts(Ranks):
     def in_parts(
         self,
         function: Callable[..., Any],
-        rows: int,
+        rows: Size,
         some: int,
         given: Sequence[Local],
         reads: Sequence[Where],
@@ -57,7 +58,7 @@ class RowParts(Ranks):
         held = [(*self.part_of(x), at) for x, at in zip(given, reads, strict=True)]
         for node, place, _, at in held:
             _is_at(node, place, at, rows)
-        self.mesh.start, self.some = variable(START, [0], [rows - some]), some
+        self.mesh.start, self.some = variable(START, [0], [as_poly(rows) - some]), some
         try:
             cut = [Local(self.known(n, self._some(p), whole)) for n, p, whole, _ in held]
             made = function(*cut, *others)
@@ -78,7 +79,7 @@ class RowParts(Ranks):
         return None if place is None else attrs.evolve(place, some=self.some)
 
 
-def _is_at(node: fx.Node, place: Hint, at: Where, rows: int) -> None:
+def _is_at(node: fx.Node, place: Hint, at: Where, rows: Size) -> None:
     """That `at` names the dim that holds this rank's `rows` rows."""
     if not isinstance(place, Place) or place.some:
         raise NotShown(f"{node} is not this rank's rows")

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from quire.verify import term as t
 from quire.verify.decide import divmod_
-from quire.verify.poly import ZERO, Atom, Poly, atom_of, bound, poly, variable
-from quire.verify.shard.order import Mesh, Order, ranked
+from quire.verify.poly import ZERO, Atom, Poly, atom_of, bound, variable
+from quire.verify.shard.length import as_poly, number
+from quire.verify.shard.order import Mesh, Order, order_of, ranked
 from quire.verify.term import Term
 from quire.verify.value import NotShown
 
@@ -64,13 +65,13 @@ def _rows(x: Term, mesh: Mesh, inner: Callable[[Term, Mesh], Term]) -> Term:
     if not orders:
         return t.bind(x.op, size, inner(body, mesh), j)
     for order in orders:
-        n = size.constant
-        if n is None or n % order.rows:
+        outer, left = divmod(number(size), order.rows)
+        if type(outer) is not int or type(left) is not int or left or not outer:
             continue
-        outer = n // order.rows
         o = variable("o", [0], [outer - 1]) if outer > 1 else ZERO
-        i = variable("i", [0], [order.rows - 1]) if order.rows > 1 else ZERO
-        here = t.substitute(body, {atom_of(j): o * order.rows + i})
+        rows = as_poly(order.rows)
+        i = variable("i", [0], [rows - 1]) if order.rows > 1 else ZERO
+        here = t.substitute(body, {atom_of(j): o * rows + i})
         if _silent(here, x.op, order, i, mesh):
             return _whole(here, x.op, order, o, i, outer, mesh)
     raise NotShown(f"a {x.op} over ranks whose padding counts, or of rows out of order: {x}"[:400])
@@ -81,9 +82,8 @@ def _orders(body: Term, j: Atom) -> list[Order]:
     found = {}
     for a in body.free:
         if a.kind == "place" and j in a.free:
-            size, ranks, ring, _ = (p.constant for p in a.args)
-            found[Order(size, ranks, ring)] = None  # type: ignore[arg-type]
-    return sorted(found, key=lambda o: (o.size, o.ring))
+            found[order_of(a)] = None
+    return sorted(found, key=lambda o: (str(o.size), o.ring))
 
 
 _IDLE = {"sum": t.ZERO_, "max": t.NINF, "min": t.PINF}
@@ -91,17 +91,22 @@ _IDLE = {"sum": t.ZERO_, "max": t.NINF, "min": t.PINF}
 
 def _silent(here: Term, op: str, order: Order, i: Poly, mesh: Mesh) -> bool:
     """Whether rows past the end of the sequence add nothing."""
-    if order.padded == order.size:
+    size, padded = as_poly(order.size), as_poly(order.padded)
+    if padded is size:
         return True
-    past = variable("past", [order.size], [order.padded - 1])
+    past = variable("past", [size], [padded - 1])
     return mesh.read(here, order, i, past) is _IDLE[op]
 
 
 def _whole(here: Term, op: str, order: Order, o: Poly, i: Poly, outer: int, mesh: Mesh) -> Term:
-    every = poly(outer * order.size)
+    size = as_poly(order.size)
+    every = size * outer
     k = variable("t", [0], [every - 1])
-    block, q = divmod_(k, order.size) if outer > 1 else (ZERO, k)
-    moved = mesh.read(here, order, i, q)
-    if outer > 1:
-        moved = t.substitute(moved, {atom_of(o): block})
+    block, q = divmod_(k, size) if outer > 1 else (ZERO, k)
+    if outer == 1:
+        return t.bind(op, every, mesh.read(here, order, i, q), k)
+    # At a place that is any first: that it lies in the sequence is known of it by its range.
+    any_ = variable("q", [0], [size - 1])
+    moved = mesh.read(here, order, i, any_)
+    moved = t.substitute(moved, {atom_of(o): block, atom_of(any_): q})
     return t.bind(op, every, moved, k)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import attrs
+import sympy
 
-from quire.capture.program import Program
+from quire.capture.program import Program, evaluate
 from quire.verify.shard.order import Place
 
 Hint = Place | None
 """Where a tensor lies: this rank's rows of it, or all of it on every rank."""
+
+Range = tuple[sympy.Symbol, int, int]
+"""A length that is free, and the least and the largest that it may be."""
 
 Runs = Sequence[Sequence[tuple[int, int, int]]]
 
@@ -46,6 +50,28 @@ class Task:
     lengths: tuple[int, ...] = ()
     """What the root's function is given after the user's tensors: `program` is that of these
     lengths."""
+    ranges: tuple[Range, ...] = ()
+    """Lengths that are free, in their place: it is proved for all of them. Hints then hold sizes as
+    expressions of them, as `program` does."""
+
+    def at(self, lengths: Sequence[int]) -> Task:
+        """The task for one length of each range."""
+        env = {name: n for (name, *_), n in zip(self.ranges, lengths, strict=True)}
+
+        def put(at: Hint) -> Hint:
+            if at is None:
+                return None
+            order = attrs.evolve(at.order, size=evaluate(at.order.size, env))
+            return attrs.evolve(at, order=order)
+
+        return attrs.evolve(
+            self,
+            program=self.program.at(env),
+            hints={name: put(at) for name, at in self.hints.items()},
+            outputs=tuple(map(put, self.outputs)),
+            lengths=tuple(lengths),
+            ranges=(),
+        )
 
 
 @attrs.frozen(eq=False)

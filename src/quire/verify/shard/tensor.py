@@ -12,6 +12,7 @@ from quire.verify.meaning import MEANING, VIEWS
 from quire.verify.meaning.opaque import draws, opaque
 from quire.verify.meaning.table import apply, named
 from quire.verify.poly import poly
+from quire.verify.shard.length import Length, number
 from quire.verify.shard.order import ranked
 from quire.verify.value import NoMeaning, Value, build
 
@@ -23,11 +24,8 @@ class Local:
         self.value = value
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        sizes = [s.constant for s in self.value.shape]
-        if any(s is None for s in sizes):
-            raise NoMeaning("a size that is not known")
-        return tuple(s for s in sizes if s is not None)
+    def shape(self) -> tuple[Any, ...]:
+        return tuple(map(number, self.value.shape))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,7 +67,8 @@ class Local:
             raise NoMeaning(f"Tensor.{name}")
 
         def method(*args: Any, **kwargs: Any) -> Any:
-            if args and isinstance(args[0], int) and name in ("view", "permute", "reshape"):
+            sizes = name in ("view", "permute", "reshape")
+            if args and isinstance(args[0], int | Length) and sizes:
                 args = (list(args),)
             return call(packet, (self, *args), kwargs)
 
@@ -106,6 +105,8 @@ results' facts: an op known by name only has these where it runs on whole tensor
 def given(x: Any) -> Any:
     if isinstance(x, Local):
         return x.value
+    if isinstance(x, Length):
+        return x.poly
     if isinstance(x, list | tuple):
         return [given(y) for y in x]
     return x

@@ -29,6 +29,7 @@ from quire.verify.decide import divmod_
 from quire.verify.poly import ZERO, Poly, atom_of, poly, variable
 from quire.verify.same import same
 from quire.verify.shard.attend import Call, attended
+from quire.verify.shard.length import Size, as_poly, number
 from quire.verify.shard.order import RANK, Mesh, Order, Place, edges, place, ranked
 from quire.verify.shard.tensor import Local, Torch, call
 from quire.verify.value import NotShown, Value, build, cut, require
@@ -56,7 +57,8 @@ class _Way:
         self.share = self.dealt if made.way in ("ulysses", "hybrid") else 1
         """Ranks that heads are dealt to."""
         self.leaves = [
-            Local(cut(f"leaf {k}", shape, torch.bool)) for k, shape in enumerate(made.leaves)
+            Local(cut(f"leaf {k}", [as_poly(n) for n in shape], torch.bool))
+            for k, shape in enumerate(made.leaves)
         ]
         self.calls = 0
 
@@ -76,11 +78,11 @@ class _Way:
         require(self.calls == 1, f"{self.calls} kernels")
         self._back(out.value)
 
-    def _tensors(self) -> list[tuple[str, tuple[int, ...], Order]]:
+    def _tensors(self) -> list[tuple[str, tuple[Size, ...], Order]]:
         made = self.made
         return [("q", made.q, self.rows), ("k", made.k, self.keys), ("v", made.v, self.keys)]
 
-    def _local(self, name: str, shape: tuple[int, ...], order: Order) -> Local:
+    def _local(self, name: str, shape: tuple[Size, ...], order: Order) -> Local:
         require(shape[2] == order.rows, "rows of another number")
         return Local(self.mesh.seen(Place(2, order), _cut(name, shape, order)))
 
@@ -122,10 +124,10 @@ class _Way:
         own = x.shape[0]
 
         def element(idx: list[Poly]) -> Any:
-            p, i = divmod_(idx[0], own)
+            p, i = divmod_(idx[0], as_poly(own))
             return _put(x.value.at([i, *idx[1:]]), {self.u: p})
 
-        return Local(build([own * ranks, *x.value.shape[1:]], x.dtype, element))
+        return Local(build([as_poly(own) * ranks, *x.value.shape[1:]], x.dtype, element))
 
     # --- the kernels --------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ class _Way:
 
     def _ring(
         self, q: Local, k: Local, v: Local, leaves: Any, rule: str, left: Any, right: Any,
-        scale: float, q_runs: list[int], k_runs: list[int], hops: int, group: str,
+        scale: float, q_runs: list[Size], k_runs: list[Size], hops: int, group: str,
     ) -> tuple[Local, Local]:  # fmt: skip
         handed = len(leaves) == len(self.leaves) and all(map(_is, leaves, self.leaves))
         require(rule == self.made.rule and handed, "a mask that is not the one given")
@@ -162,7 +164,7 @@ class _Way:
         own, every = q.shape[2], k.shape[2]
         _table(q_runs, self.rows, members, own)
         _table(k_runs, self.keys, hops, every)
-        first = self.m * own if hops > 1 else self.u * own
+        first = (self.m if hops > 1 else self.u) * as_poly(own)
         key, value = (self._by_place(x.value, every, hops) for x in (k, v))
 
         def at(row: Poly) -> Poly:
@@ -171,11 +173,12 @@ class _Way:
         out = self._kernel(q.value, key, value, at, (left, right), scale)
         return out, out
 
-    def _by_place(self, x: Value, every: int, hops: int) -> Value:
+    def _by_place(self, x: Value, every: Size, hops: int) -> Value:
         """Keys of all members by their place: the rows of a member are told by it."""
         order = self.keys
-        f = variable("f", [0], [every - 1]) if every > 1 else ZERO
-        flat = self.m * every + f if hops > 1 else f
+        rows = as_poly(every)
+        f = variable("f", [0], [rows - 1]) if every > 1 else ZERO
+        flat = self.m * rows + f if hops > 1 else f
         here = place(order, flat)
 
         def element(idx: list[Poly]) -> Any:
@@ -185,21 +188,23 @@ class _Way:
                 raise NotShown("keys that are not told by their place alone")
             return found
 
-        return build([*x.shape[:2], order.size, x.shape[3]], x.dtype, element)
+        return build([*x.shape[:2], as_poly(order.size), x.shape[3]], x.dtype, element)
 
     def _whole(self, x: Value, order: Order) -> Value:
         """A sequence put together of runs, as one function of the place: the same on each."""
-        require(x.shape[2].constant == order.size, f"{x.shape[2]} places")
+        size = as_poly(order.size)
+        require(x.shape[2] is size, f"{x.shape[2]} places")
         idx = [variable("i", [0], [s - 1]) for s in x.shape]
-        cuts = sorted({0, order.size, *range(0, order.size, order.block)})
-        j = variable("j", [0], [order.size - 1])
+        cuts = sorted({0, order.size, *edges(0, order.size, order.block)})
+        j = variable("j", [0], [size - 1])
         known = None
         for lo, hi in pairwise(cuts):
-            k = variable("k", [0], [hi - lo - 1])
-            piece = x.at([*idx[:2], k + lo, idx[3]])
+            k = variable("k", [0], [as_poly(hi - lo) - 1])
+            there = k + as_poly(lo)
+            piece = x.at([*idx[:2], there, idx[3]])
             if known is None:
-                known = t.substitute(piece, {atom_of(k): j - lo})
-            elif not same(piece, t.substitute(known, {atom_of(j): k + lo})):
+                known = t.substitute(piece, {atom_of(k): j - as_poly(lo)})
+            elif not same(piece, t.substitute(known, {atom_of(j): there})):
                 raise NotShown(f"rows {lo} … {hi} are not put where they belong: {piece}"[:400])
         made = known
 
@@ -223,7 +228,8 @@ class _Way:
         model = attended(q, k, v, lambda row: row, None, made.band, made.scale)
         b, d = variable("b", [0], [batch - 1]), variable("d", [0], [depth - 1])
         row = variable("row", [0], [query.shape[2] - 1])
-        p = variable("p", [0], [self.rows.size - 1])
+        last = as_poly(self.rows.size) - 1
+        p = variable("p", [0], [last])
         here = atom_of(at(row))
         for head in range(heads):
             u, h = divmod(head, each)
@@ -232,7 +238,7 @@ class _Way:
                 mine = _put(mine, {self.u: poly(u)})
             if not same(mine, model.at([b, poly(head), p, d])):
                 raise NotShown(f"head {head}: \n     is {mine}"[:1500])
-        last, holder = poly(self.rows.size - 1), self.u if self.share > 1 else ZERO
+        holder = self.u if self.share > 1 else ZERO
 
         def element(idx: list[Poly]) -> Any:
             found = t.read("out", [holder, *idx[:2], at(idx[2]), idx[3]])
@@ -247,7 +253,7 @@ class _Way:
         """This rank's rows of all heads: row i of head h is what rank h div e made of it."""
         batch, heads, rows, _ = self.made.q
         width = self.made.v[3]
-        sizes = [s.constant for s in out.shape]
+        sizes = list(map(number, out.shape))
         require(sizes == [batch, heads, rows, width], f"a result of shape {sizes}")
         each = -(-heads // self.share)
         b, h, d = (variable(n, [0], [s - 1]) for n, s in (("b", batch), ("h", heads), ("d", width)))
@@ -256,8 +262,8 @@ class _Way:
         def want(p: Poly) -> Any:
             return t.read("out", [u, b, own, p, d])
 
-        i = variable("i", [0], [rows - 1])
-        p = variable("p", [0], [self.rows.size - 1])
+        i = variable("i", [0], [as_poly(rows) - 1])
+        p = variable("p", [0], [as_poly(self.rows.size) - 1])
         here = place(self.rows, self.mesh.flat(self.rows, i))
         mine = t.substitute(out.at([b, h, i, d]), {atom_of(here): p})
         if not ranked(mine) and same(mine, want(p)):
@@ -271,14 +277,14 @@ class _Way:
                 count = min(hi - lo, self.rows.size - first)
                 if count < 1:
                     continue
-                k = variable("k", [0], [count - 1])
-                mine = _put(out.at([b, h, k + lo, d]), to)
-                if not same(mine, want(k + first)):
+                k = variable("k", [0], [as_poly(count) - 1])
+                mine = _put(out.at([b, h, k + as_poly(lo), d]), to)
+                if not same(mine, want(k + as_poly(first))):
                     raise NotShown(f"rank {rank}, rows from {lo}: {mine}"[:600])
 
 
-def _cut(name: str, shape: tuple[int, ...], order: Order) -> Value:
-    return cut(name, [*shape[:2], order.size, shape[3]], torch.float32)
+def _cut(name: str, shape: tuple[Size, ...], order: Order) -> Value:
+    return cut(name, [*shape[:2], as_poly(order.size), shape[3]], torch.float32)
 
 
 def _is(a: Any, b: Any) -> bool:
@@ -290,7 +296,7 @@ def _put(x: Any, to: Mapping[Poly, Poly]) -> Any:
     return t.substitute(x, {atom_of(a): b for a, b in to.items() if a is not ZERO})
 
 
-def _table(numbers: list[int], order: Order, members: int, own: int) -> None:
+def _table(numbers: list[Size], order: Order, members: int, own: Size) -> None:
     """That `member, at, start, count, …` says of each row where it is, and leaves none out."""
     require(own * members == order.padded, f"{own} rows of {members} members")
     total = 0
