@@ -14,6 +14,12 @@ A = torch.ops.aten
 CASES: dict[str, Callable[[], Call]] = {}
 OUTSIDE = {"linear bf16", "addmm bf16", "sort int", "topk large"}
 """Cases part of whose memory does not come from torch's allocator."""
+ON_UNIT = {
+    "linear no bias bf16", "linear one row bf16", "mm bf16", "conv1x1 bf16", "conv1x1 bf16 batch 2",
+    "linear half",
+}  # fmt: skip
+"""Products of 16-bit dtypes whose bound is no more than that on a matrix unit, where oneDNN cuts
+them into blocks by rules of its own."""
 R = torch.randn
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 

@@ -9,11 +9,17 @@ import pytest
 import torch
 
 from quire.capture.program import Op, TensorInfo
-from quire.cost.kernel_call import is_channels_last, is_contiguous, lies_channels_last, merges
+from quire.cost.kernel_call import (
+    is_channels_last,
+    is_contiguous,
+    lies_channels_last,
+    merges,
+    on_matrix_unit,
+)
 from quire.cost.workspace import SMALL, workspace_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from workspace_cases import CASES, OUTSIDE, A, Call
+from workspace_cases import CASES, ON_UNIT, OUTSIDE, A, Call
 from workspace_oracle import allocated, call_of, op_of, predicted, verdict
 
 CPU = torch.device("cpu")
@@ -27,7 +33,8 @@ def test_bound(name: str) -> None:
     call, run = call_of(name)
     bound, measured = predicted(call, THREADS), allocated(run)
     found = verdict(bound, measured, hidden=name in OUTSIDE)
-    assert found == "ok", f"bound {bound}, measured {measured}"
+    loose = name in ON_UNIT and on_matrix_unit(call[1][0].dtype)
+    assert found == "ok" or (loose and found == "LOOSE"), f"bound {bound}, measured {measured}"
 
 
 def op(call: Call) -> Op:

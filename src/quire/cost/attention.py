@@ -10,7 +10,7 @@ import torch
 from quire.capture.program import TensorInfo
 from quire.cost.kernel_call import Call, copied, is_low, merges, nbytes, numel
 
-KEY_BLOCK = 512
+KEY_BLOCK, PACK = 512, 64
 
 
 def query_block(rows: int) -> int:
@@ -49,9 +49,12 @@ def _flash(call: Call, query: TensorInfo, key: TensorInfo) -> int:
     packed = 0
     if is_low(query.dtype):
         per_thread += block * (width_of_keys + 1) * 2
-        if torch.cpu._is_amx_tile_supported():
-            # Keys and values laid out for the matrix unit, head by head.
-            packed = 2 * batch * heads * (keys + KEY_BLOCK) * (width + 2) * 2
+    if query.dtype is torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        # Keys and values laid out for the matrix unit, head by head, by way of a block of keys.
+        even, blocks = width + width % 2, -(-keys // KEY_BLOCK)
+        wide_keys, wide_head = -(-keys // PACK) * PACK, -(-width // PACK) * PACK
+        packed = batch * heads * (even * wide_keys + (keys + blocks) * wide_head) * 2
+        per_thread += width_of_keys * PACK * 2 + block * even * 2 * (width % 2)
     return call.threads * per_thread + batch * heads * rows * wide + packed
 
 

@@ -1,12 +1,14 @@
 """Workspace of matrix products on the CPU: copies of operands no BLAS can read, and for bfloat16
-the float32 accumulator of oneDNN."""
+the float32 accumulator of oneDNN, or the blocks that it lays out for a matrix unit."""
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 
 from quire.capture.program import TensorInfo
-from quire.cost.kernel_call import Call, merges, nbytes, numel
+from quire.cost.kernel_call import Call, merges, nbytes, numel, on_matrix_unit
 
 
 def _matrix_copy(info: TensorInfo) -> int:
@@ -32,8 +34,16 @@ def relaid_bytes(operands: tuple[TensorInfo, ...]) -> float:
     return traffic
 
 
-def _accumulator(call: Call, matrices: int = 1) -> int:
-    """float32 sums of a bfloat16 product, one matrix per thread at a time."""
+BLOCK, BLOCK_DEPTH = 128 << 10, 2048
+"""Bytes of a thread's blocks on a matrix unit, at most, and those for each element along the sum.
+How oneDNN cuts a product into blocks is its own matter."""
+
+
+def _accumulator(call: Call, depth: int, matrices: int = 1) -> int:
+    """float32 sums of a bfloat16 product, one matrix per thread at a time; on a matrix unit blocks
+    of the operands. `depth` is the size that is summed over."""
+    if on_matrix_unit(call.out.dtype):
+        return call.threads * (BLOCK + BLOCK_DEPTH * depth)
     if call.out.dtype is not torch.bfloat16:
         return 0
     return 4 * numel(call.out) // matrices * min(matrices, call.threads)
@@ -46,27 +56,35 @@ def _packed(call: Call, weight: TensorInfo) -> int:
     return nbytes(weight) * 11 // 10 if call.out.dtype is torch.bfloat16 and rows > 1 else 0
 
 
+def _depth(info: TensorInfo) -> int:
+    return int(info.shape[-1]) if info.ndim else 1
+
+
 def mm(call: Call) -> int:
-    return _accumulator(call) + sum(_matrix_copy(x) for x in call.operands)
+    return _accumulator(call, _depth(call.operands[0])) + sum(
+        _matrix_copy(x) for x in call.operands
+    )
 
 
 def addmm(call: Call) -> int:
     matrices = (call["mat1"], call["mat2"])
     packed = _packed(call, call["mat2"])
-    return _accumulator(call) + packed + sum(_matrix_copy(x) for x in matrices)
+    sums = _accumulator(call, _depth(matrices[0]))
+    return sums + packed + sum(_matrix_copy(x) for x in matrices)
 
 
 def linear(call: Call) -> int:
     """Without a copy for any input: one that does not flatten is multiplied batch by batch."""
     x, weight = call["input"], call["weight"]
     packed = _packed(call, weight) if call.find("bias") is not None else 0
-    return _accumulator(call) + packed + _matrix_copy(x) + _matrix_copy(weight)
+    return _accumulator(call, _depth(x)) + packed + _matrix_copy(x) + _matrix_copy(weight)
 
 
 def bmm(call: Call) -> int:
     """Matrices that BLAS cannot read are copied one after the other."""
     pair = call.operands[-2:]
-    return _accumulator(call, int(call.out.shape[0])) + sum(_matrix_copy(x) for x in pair)
+    sums = _accumulator(call, _depth(pair[0]), int(call.out.shape[0]))
+    return sums + sum(_matrix_copy(x) for x in pair)
 
 
 def matmul(call: Call) -> int:
@@ -76,7 +94,8 @@ def matmul(call: Call) -> int:
         return mm(call) if min(left.ndim, right.ndim) == 2 else 0
     if min(left.ndim, right.ndim) <= 2:
         large, small = (left, right) if left.ndim > 2 else (right, left)
-        return _accumulator(call) + _matrix_copy(large) + _matrix_copy(small)
+        sums = _accumulator(call, _depth(left))
+        return sums + _matrix_copy(large) + _matrix_copy(small)
     batch = call.out.shape[: max(left.ndim, right.ndim) - 2]
     matrices = 1
     for size in batch:
@@ -86,7 +105,7 @@ def matmul(call: Call) -> int:
         wide = _expanded(info, batch)
         merged = merges(wide, range(len(batch)))
         copies += _matrix_copy(info) if merged else nbytes(wide)
-    return copies + _accumulator(call, max(matrices, 1))
+    return copies + _accumulator(call, _depth(left), max(matrices, 1))
 
 
 def _expanded(info: TensorInfo, batch: tuple) -> TensorInfo:
@@ -112,6 +131,8 @@ def einsum(call: Call) -> int:
     if not (set(inputs[0]) & set(inputs[1])) - set(output):
         return 0
     copies = 0
+    sizes = dict(zip(inputs[0], map(int, call.operands[0].shape), strict=True))
+    depth = prod(size for letter, size in sizes.items() if letter not in output)
     for letters, other, info in zip(inputs, reversed(inputs), call.operands, strict=True):
         shared = [d for d in output if d in letters and d in other]
         own = [d for d in output if d in letters and d not in other]
@@ -121,7 +142,7 @@ def einsum(call: Call) -> int:
             copies += _grouped_copy(info, groups)
         else:
             copies += nbytes(info)
-    return copies + (_accumulator(call) if call.out.dtype is torch.bfloat16 else 0)
+    return copies + _accumulator(call, depth)
 
 
 def _grouped_copy(info: TensorInfo, groups: list[tuple[int, ...]]) -> int:

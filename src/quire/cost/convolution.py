@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import cache
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from quire.cost.kernel_call import (
     is_contiguous,
     nbytes,
     numel,
+    on_matrix_unit,
 )
 
 BLOCK = 16
@@ -23,11 +27,22 @@ BLOCK = 16
 the plain layout."""
 
 COLUMNS = 800_000
-"""Bytes of columns per thread, at most, when oneDNN falls back to a GEMM (a share of 1 MiB of L2
-cache)."""
+"""Bytes of columns per thread, at most, when oneDNN falls back to a GEMM with 1 MiB of L2 cache."""
+
+SCRATCH = 1 << 20
+"""Bytes per thread, at most, of a bfloat16 convolution on a matrix unit."""
 
 _SMALL = 20480
 """Elements of an input up to which ATen prefers its own kernel."""
+
+
+@cache
+def _l2_bytes() -> int:
+    """Of a core's L2 cache; 0 where the system does not say."""
+    with suppress(OSError, ValueError):
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip()
+        return int(text.removesuffix("K")) << 10
+    return 0
 
 
 def _up(channels: int) -> int:
@@ -62,7 +77,28 @@ def convolution(call: Call) -> int:
     )
     if own or not _onednn_has(x.dtype):
         return _columns(call, x, weight, kernel, groups, transposed)
-    return _transposed(call, x, weight) if transposed else _blocked(call, x, weight, kernel, groups)
+    if transposed:
+        return _transposed(call, x, weight)
+    blocked = _blocked(call, x, weight, kernel, groups)
+    return max(blocked, _native(call, x, weight)) if on_matrix_unit(x.dtype) else blocked
+
+
+def _native(call: Call, x: TensorInfo, weight: TensorInfo) -> int:
+    """Channels last in and out: first the input, the weight and each thread's blocks, then the
+    output twice. An upper bound."""
+    scratch = SCRATCH if x.dtype is torch.bfloat16 else SCRATCH >> 8
+    first = nbytes(x) + nbytes(weight) + call.threads * scratch
+    return max(first, 2 * nbytes(call.out)) + copied_unless_channels_last(x)
+
+
+def _column_bytes(c_in: int, c_out: int, taps: int, groups: int) -> int:
+    """Bytes of columns per thread, at most: of so many positions that columns, input and output lie
+    in the L2 cache beside the weight; a sixteenth more, as threads' shares are rounded."""
+    floats = _l2_bytes() // 4 - c_in * c_out * taps
+    if groups > 1 or floats <= 0:
+        return COLUMNS * max(_l2_bytes() >> 20, 1)
+    columns = floats // (c_in * taps + c_in + c_out) * c_in * taps * 4
+    return max(COLUMNS, columns * 17 // 16)
 
 
 def _is_product(call: Call, kernel: tuple[int, ...]) -> bool:
@@ -123,7 +159,8 @@ def _blocked(
     blocked_out = _up(c_out) * per_out * item
     multiplied = groups > 1 and groups == c_in and not depthwise
     if multiplied or kernel[-1] > 30:
-        columns = min(COLUMNS, c_in * prod(kernel) * per_out * 4) * call.threads
+        most = _column_bytes(c_in, c_out, prod(kernel), groups)
+        columns = min(most, c_in * prod(kernel) * per_out * 4) * call.threads
         return max(copy + columns, copy + blocked_out)
     blocked_in = 0 if c_in < BLOCK else _up(c_in) * per_in * item
     scratch = 0

@@ -115,3 +115,10 @@ def copied_unless_channels_last(info: TensorInfo) -> int:
 def recast(info: TensorInfo, dtype: torch.dtype) -> int:
     """Bytes of `info` in `dtype`: 0 if that is its own."""
     return 0 if info.dtype is dtype else numel(info) * dtype.itemsize
+
+
+def on_matrix_unit(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies this 16-bit dtype as it is: by AMX, or AVX-512 FP16."""
+    if dtype is torch.bfloat16:
+        return torch.cpu._is_amx_tile_supported()
+    return dtype is torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported()
