@@ -177,12 +177,14 @@ def _whole(p: Poly, k: int) -> bool:
 
 
 def _ends(p: Poly) -> Iterator[Poly]:
-    """What `p` is at the ends of the range of its last atom, where these are no numbers."""
+    """What `p` is at the ends of the ranges of its last atoms, where these are no numbers."""
     x = max(p.atoms(), key=lambda x: x.id, default=None)
     parts = None if x is None else p.split(x)
     if x is not None and parts is not None:
         for end in _ends_of(x):
-            yield parts[0] * end + parts[1]
+            there = parts[0] * end + parts[1]
+            yield there
+            yield from _ends(there)
 
 
 def _ends_of(x: Atom) -> Iterator[Poly]:
