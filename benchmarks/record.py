@@ -51,11 +51,11 @@ def _module() -> str:
     return "benchmarks." + Path(sys.argv[0]).stem
 
 
-def latest(what: str) -> dict[str, Any] | None:
-    """The newest result file of `what`, or None."""
+def records(what: str) -> list[dict[str, Any]]:
+    """The result files of `what`, one for each machine, the newest first."""
     found = [json.loads(path.read_text()) for path in sorted(FOLDER.glob(f"{what}-*.json"))]
     found = [record for record in found if record["what"] == what]
-    return max(found, key=lambda record: record["date"]) if found else None
+    return sorted(found, key=lambda record: record["date"], reverse=True)
 
 
 def interleave(jobs: dict[str, Job], rounds: int) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Render `docs/benchmarks.md` from the newest result files.
+"""Render `docs/benchmarks.md` from the result files: a table for each machine, newest first.
 
 python -m benchmarks.report
 """
@@ -24,7 +24,7 @@ from benchmarks import (
     random_cases,
 )  # fmt: skip
 from benchmarks.measure import ROOT
-from benchmarks.record import latest, table
+from benchmarks.record import records, table
 
 Lines = list[list[object]]
 
@@ -209,16 +209,16 @@ def page() -> str:
     for section in SECTIONS:
         commands = "\n".join(f"    python -m {command}" for command in section.commands)
         parts.append(f"## {section.title}\n\n{section.asked}\n\n{commands}\n")
-        record = latest(section.what)
-        if record is None:
+        found = records(section.what)
+        if not found:
             parts.append("Not measured yet.\n")
-            continue
-        facts = record["hardware"]
-        where = facts.get("gpu") if record["settings"].get("device") == "cuda" else facts["cpu"]
-        parts.append(table(section.head, section.lines(record["rows"])) + "\n")
-        days = [row["date"] for row in record["rows"]]
-        when = " to ".join(sorted({min(days), max(days)}))
-        parts.append(f"{when}, {where}, {facts['cores']} cores, torch {facts['torch']}.\n")
+        for record in found:
+            facts = record["hardware"]
+            where = facts.get("gpu") if record["settings"].get("device") == "cuda" else facts["cpu"]
+            parts.append(table(section.head, section.lines(record["rows"])) + "\n")
+            days = [row["date"] for row in record["rows"]]
+            when = " to ".join(sorted({min(days), max(days)}))
+            parts.append(f"{when}, {where}, {facts['cores']} cores, torch {facts['torch']}.\n")
     parts.append("## Coverage\n\nEvery family, in [coverage.md](coverage.md): `make coverage`.\n")
     return "\n".join(parts)
 

@@ -31,7 +31,7 @@ def test_a_later_run_of_one_row_keeps_the_others(folder, monkeypatch):
     record.save("speed-other", [{"key": "c", "s": 4}], {})
     assert len(list(folder.iterdir())) == 2
     found = json.loads(path.read_text())
-    assert found == record.latest("speed")
+    assert [found] == record.records("speed")
     rows = [(row["key"], row["s"], row["date"]) for row in found["rows"]]
     assert rows == [("a", 1, "2030-01-01"), ("b", 3, "2030-01-02")]
 
@@ -41,8 +41,15 @@ def test_rows_of_another_torch_go(folder, monkeypatch):
     facts = host.describe() | {"torch": "0.1"}
     monkeypatch.setattr(host, "describe", lambda: facts)
     record.save("speed", [{"key": "b"}], {})
-    found = record.latest("speed")
-    assert found is not None
+    (found,) = record.records("speed")
     assert found["hardware"]["torch"] == "0.1"
     assert [row["key"] for row in found["rows"]] == ["b"]
-    assert record.latest("nothing") is None
+    assert record.records("nothing") == []
+
+
+def test_the_newest_machine_comes_first(folder, monkeypatch):
+    for day, machine in (("2030-01-02", "a"), ("2030-01-03", "b"), ("2030-01-01", "c")):
+        on(day, monkeypatch)
+        monkeypatch.setattr(host, "slug", lambda device, own=machine: own)
+        record.save("speed", [{"key": machine}], {})
+    assert [r["rows"][0]["key"] for r in record.records("speed")] == ["b", "a", "c"]
