@@ -209,6 +209,24 @@ def test_progress_is_told() -> None:
     assert planned and all(1 <= done <= total for done, total in planned)
 
 
+class Named(nn.Module):
+    """Inputs that go by the names emitted programs use for their own things."""
+
+    def forward(
+        self, w: Any, parts: Any, kernels: Any, region_0: Any, device: Any, attention: Any
+    ) -> Any:
+        return (torch.tanh(w[:, :, None] * parts) * kernels + region_0).sum(-1) * device - attention
+
+
+def test_inputs_of_any_name() -> None:
+    torch.manual_seed(0)
+    wide, narrow = torch.randn(4, 64, 256), torch.randn(4, 64)
+    args = narrow, wide, wide + 1, wide + 2, narrow + 1, narrow + 2
+    small = quire.chunk(Named(), args, memory="min")
+    assert small.plan.regions
+    torch.testing.assert_close(small(*args), Named()(*args))
+
+
 def test_the_source_is_read_by_people(smallest: Any) -> None:
     small = smallest
     assert "for a in range(0, size, step):" in small.source

@@ -60,6 +60,18 @@ def test_inputs_by_kind_and_path() -> None:
     assert set(found.state) == {"up.weight", "up.bias", "scale", "shift"}
 
 
+def test_no_input_goes_by_a_name_that_programs_use() -> None:
+    class Rows(nn.Module):
+        def forward(self, rows: Tensor, w: Tensor, *, ranks: Tensor, x: Tensor) -> Tensor:
+            return rows + w + ranks + x
+
+    one = torch.ones(3)
+    found = capture(Rows(), (one, one), {"ranks": one, "x": one})
+    names = [i.node.name for i in found.users_inputs()]
+    assert names == ["rows_input", "w_input", "ranks_input", "x"]
+    assert found.paths == ("args[0]", "args[1]", "ranks", "x")
+
+
 def test_outputs_keep_their_structure() -> None:
     found = program()
     assert len(found.outputs) == 2

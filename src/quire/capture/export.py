@@ -33,6 +33,11 @@ _NOT_THE_USERS = re.compile(
     rf"[/\\](torch|quire)[/\\]|{re.escape(_STDLIB)}[/\\](?!site-packages|dist-packages)"
 )
 
+_PROGRAMS_OWN = re.compile(
+    r"w|parts|rows|size|self|device|torch|aten|kernels|causal_rows|ranks|attention|GROUPS?|region_\d+"
+)
+"""What emitted programs call their own things: an input of that name goes by another there."""
+
 
 def export(
     model: nn.Module,
@@ -101,6 +106,9 @@ def from_exported(
     output = graph.graph_copy(exported.graph, renamed)
     graph.output(output)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in placeholders:
+        if _PROGRAMS_OWN.fullmatch(node.name):
+            node._rename(f"{node.name}_input")
     in_spec = cast(pytree.TreeSpec, exported.call_spec.in_spec)
     paths = leaf_paths(pytree.tree_unflatten(list(range(in_spec.num_leaves)), in_spec))
     leaves_left = iter(paths)

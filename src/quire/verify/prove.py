@@ -11,6 +11,7 @@ from quire.verify.applied import Applied
 from quire.verify.certificate import Certificate, program_hash
 from quire.verify.check import solve, versions
 from quire.verify.claims import Claim, RefutedError, UnprovedError
+from quire.verify.depth import room
 from quire.verify.exact import ExactRun, exact_run
 from quire.verify.field import P
 from quire.verify.rewritten import Rewritten
@@ -34,6 +35,7 @@ def reset() -> None:
     decide.forget()
 
 
+@room()
 def prove(
     program: Program,
     source: str,
@@ -65,7 +67,7 @@ def prove(
         if captured is not None:
             steps += Rewritten(captured, program, sizes).run()
         steps += applied.run()
-    except (NoMeaning, NotShown) as error:
+    except (NoMeaning, NotShown, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
     except (
         TypeError, ValueError, KeyError, IndexError, AttributeError, NameError, SyntaxError,

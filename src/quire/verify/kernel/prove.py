@@ -14,6 +14,7 @@ from quire.verify.certificate import Certificate, program_hash
 from quire.verify.check import versions
 from quire.verify.claims import Claim, Verdict
 from quire.verify.decide import Premises
+from quire.verify.depth import room
 from quire.verify.exact import ExactRun
 from quire.verify.kernel.again import Again
 from quire.verify.kernel.content import decode
@@ -39,6 +40,7 @@ from quire.verify.value import NoMeaning, NotShown, as_bool
 OVER = "any number of threads"
 
 
+@room()
 def prove_kernel(
     program: Program,
     source: str,
@@ -72,7 +74,7 @@ def prove_kernel(
         claims = state.claims
     except Wrong as error:
         reason, verdict = str(error), "refuted"
-    except (NoMeaning, NotShown) as error:
+    except (NoMeaning, NotShown, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError) as error:
         reason = f"the source is not one that can be read: {error!r}"
@@ -158,7 +160,7 @@ def _run(state: State, source: str, tables: Tables) -> list[Step]:
                 if ahead not in fetched:
                     fetched.add(ahead)
                     _prefetches(state, epoch, code[call.function], call)
-        except (NoMeaning, NotShown) as error:
+        except (NoMeaning, NotShown, RecursionError) as error:
             names = ", ".join(c.function for c in between.phases)
             raise type(error)(f"between barriers {number} ({names}): {error}") from error
     state.claim("order", f"all workers meet the same {len(script)} barriers")

@@ -12,6 +12,7 @@ from quire.verify import decide, laws
 from quire.verify.certificate import Certificate, program_hash
 from quire.verify.check import versions
 from quire.verify.claims import Claim
+from quire.verify.depth import room
 from quire.verify.prove import claims_of, ran, reset
 from quire.verify.shard.applied import Applied
 from quire.verify.shard.attend import Call
@@ -31,6 +32,7 @@ _FAILS = (TypeError, ValueError, KeyError, IndexError, AttributeError, NameError
 """What a text that cannot be read may raise."""
 
 
+@room()
 def prove_task(
     task: Task,
     hooks: Hooks,
@@ -55,7 +57,7 @@ def prove_task(
         steps = applied.steps
         applied.run()
         ways = _ways(applied.attention.calls, hooks)
-    except (NoMeaning, NotShown) as error:
+    except (NoMeaning, NotShown, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
     except _FAILS as error:
         reason = f"the applied program is not one that can be read: {error!r}"
