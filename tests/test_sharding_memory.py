@@ -17,7 +17,7 @@ from quire.capture.export import from_exported
 from quire.capture.training import export_training
 from quire.measure import allocated
 from quire.plan.shard.head import only_losses
-from quire.plan.shard.memory import STATE_BYTES, WHOLE_BYTES
+from quire.plan.shard.needs import STATE_BYTES, WHOLE_BYTES
 from quire.runtime.sharded import shard_tree
 from quire.sharding import built, plan_shards, topology_of
 from tests.ranks import mesh

@@ -104,7 +104,7 @@ def _random_regions(rng: random.Random) -> tuple[Region, ...]:
         Region(
             "", rng.randint(10, 40) * 10**9, rng.randint(1, 9) * 10**9, rng.uniform(0.1, 3),
             rowwise=rng.randint(0, 9) * 10**9, edge=rng.randint(0, 3) * 10**9,
-            again=rng.uniform(0, 1),
+            again=rng.uniform(0, 1), passing=rng.randint(0, 20) * 10**9,
         )
         for _ in range(rng.randint(1, 2))
     ]  # fmt: skip

@@ -28,7 +28,8 @@ class Region:
     """Bytes kept for backward and at its border, seconds of its forward. `rowwise` bytes of what is
     kept are made by ops that treat each row by itself: in parts of the rows they are made again in
     backward, a part at a time, from `edge` bytes more, in `again` seconds. `part` are the bytes of
-    one part, `extra` the seconds, once that is chosen."""
+    one part, `extra` the seconds, once that is chosen. `parameters` are those that no one else
+    reads, `passing` the bytes of their states that go between host and device in each pass."""
 
     module: str
     kept: int
@@ -39,6 +40,8 @@ class Region:
     again: float = 0.0
     part: int = 0
     extra: float = 0.0
+    parameters: int = 0
+    passing: int = 0
 
     def in_parts(self, parts: int) -> Region:
         """The region with its ops on rows run in `parts` parts."""
@@ -88,17 +91,18 @@ class Row:
 
 
 def _one(region: Region, how: Keep) -> Row:
-    hows: tuple[tuple[Region, Keep], ...] = ((region, how),)
-    extra, back = region.extra, region.kept + region.part
-    if how == "keep":
-        return Row(extra, region.kept, region.part, 0, hows)
-    if how == "recompute":
-        return Row(region.seconds + extra, region.border, back, 0, hows)
-    if how == "offload":
-        seconds = 2 * _copy_seconds(region.kept, region.seconds) + extra
-        return Row(seconds, 0, back, region.kept, hows)
-    seconds = region.seconds + 2 * _copy_seconds(region.border, region.seconds) + extra
-    return Row(seconds, 0, back, region.border, hows)
+    still, sent = {
+        "keep": (region.kept, 0),
+        "recompute": (region.border, 0),
+        "offload": (0, region.kept),
+        "recompute, border offloaded": (0, region.border),
+    }[how]
+    # The states of a layer and what it keeps share the way to the host, once forward, once back.
+    seconds = region.extra + 2 * _copy_seconds(sent + region.passing, region.seconds)
+    if how.startswith("recompute"):
+        seconds += region.seconds
+    back = region.part if how == "keep" else region.kept + region.part
+    return Row(seconds, still, back, sent, ((region, how),))
 
 
 def _copy_seconds(nbytes: int, compute: float) -> float:
