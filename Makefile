@@ -9,7 +9,7 @@
 # make mutants   500 wrong programs for the prover, none accepted; honest ones, none refused
 # make kernel-mutants   200 lies about emitted kernels, none accepted
 # make kernel-proving   time of the proofs of kernels up to Llama-70B and Mixtral-8x7B
-# make shard-mutants  200 wrong sharded programs and runtimes, none accepted
+# make shard-mutants  250 wrong sharded programs and runtimes, none accepted
 # make shard-matrix   loss and gradients of every model, way, dtype and number of ranks (minutes)
 # make shard-proving  the proof of a training step of Llama 8 B's shapes on 8 ranks, within 2 minutes;
 #                and of small programs at all lengths to 131072, on 8 and 64 ranks
@@ -81,7 +81,7 @@ kernel-proving: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python -W ignore tools/prove_kernels.py
 
 shard-mutants: $(INSTALLED)
-	PYTHONPATH=. $(BIN)/python -W ignore tools/mutate_shard_run.py 200
+	PYTHONPATH=. $(BIN)/python -W ignore tools/mutate_shard_run.py 250
 
 shard-matrix: $(INSTALLED)
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -W ignore tools/shard_matrix.py --steps

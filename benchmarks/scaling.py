@@ -206,7 +206,8 @@ def _kept(memory: Any) -> str:
         counts[how] = counts.get(how, 0) + 1
     layers = ", ".join(f"{n} {how}" for how, n in sorted(counts.items()))
     rows = f", rows in {memory.parts}" if memory.parts > 1 else ""
-    return f"{layers}{rows}; scores in {memory.head_parts}"
+    states = "; states on the host" if memory.on_host else ""
+    return f"{layers}{rows}; scores in {memory.head_parts}{states}"
 
 
 def plot(points: list[tuple[str, int, float]], path: Path) -> None:

@@ -39,8 +39,10 @@ def build(
         grouped["num_key_value_heads"] = 2
         sliding = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
         model = hf.Qwen3ForCausalLM(hf.Qwen3Config(**common, **grouped, **sliding, head_dim=8))
-    elif family == "mixtral":
+    elif family in ("mixtral", "mixtral-aux"):
+        # The auxiliary loss is of how all tokens are spread over the experts.
         experts = {"num_local_experts": 4, "sliding_window": None}
+        experts["output_router_logits"] = family == "mixtral-aux"
         model = hf.MixtralForCausalLM(hf.MixtralConfig(**common, **grouped, **experts))
     elif family == "gpt2":
         quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

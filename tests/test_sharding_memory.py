@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import transformers as hf
+from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
 import quire
@@ -16,7 +17,7 @@ from quire.capture.export import from_exported
 from quire.capture.training import export_training
 from quire.measure import allocated
 from quire.plan.shard.head import only_losses
-from quire.plan.shard.memory import STATE_BYTES, WHOLE_BYTES
+from quire.plan.shard.needs import STATE_BYTES, WHOLE_BYTES
 from quire.runtime.sharded import shard_tree
 from quire.sharding import built, plan_shards, topology_of
 from tests.ranks import mesh
@@ -24,23 +25,30 @@ from tests.ranks import mesh
 TOKENS = 16_384
 
 
+def _llama(
+    words: int, tokens: int, *, layers: int = 3, inner: int = 128
+) -> tuple[Any, dict[str, Tensor]]:
+    """A small Llama, the same on all ranks, and a batch of one sequence."""
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(
+        vocab_size=words,
+        hidden_size=64,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=tokens,
+        use_cache=False,
+    )
+    ids = torch.randint(words, (1, tokens))
+    return hf.LlamaForCausalLM(config), {"input_ids": ids, "labels": ids}
+
+
 def _peak(ranks: int) -> int:
     """Bytes above parameters, their gradients and the batch; 0 where a rank has nothing to do."""
     if ranks == 1 and dist.get_rank():
         return 0
-    config = hf.LlamaConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=TOKENS,
-        use_cache=False,
-    )
-    model: Any = hf.LlamaForCausalLM(config)
-    ids = torch.randint(64, (1, TOKENS))
-    batch = {"input_ids": ids, "labels": ids}
+    model, batch = _llama(64, TOKENS, layers=2)
     if ranks > 1:
         model = quire.shard(model, batch, mesh=mesh(ranks), ways=["ulysses", "ring"])
     for parameter in model.parameters():
@@ -69,20 +77,7 @@ PLANNED = 4096
 def _predicted(shares: list[float]) -> list[tuple[int, int, int, set[str]]]:
     """For each budget, as a share of what is needed without one: the bytes predicted, measured,
     the parts rows go in, and what layers do."""
-    torch.manual_seed(0)
-    config = hf.LlamaConfig(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=1024,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=PLANNED,
-        use_cache=False,
-    )
-    model: Any = hf.LlamaForCausalLM(config)
-    ids = torch.randint(512, (1, PLANNED))
-    batch = {"input_ids": ids, "labels": ids}
+    model, batch = _llama(512, PLANNED, inner=1024)
     program = only_losses(from_exported(export_training(model, (), batch)))
     links, ways = topology_of(None, "cpu"), ["ring"]
     free = plan_shards(program, 4, links, ways=ways).memory  # type: ignore[arg-type]
@@ -126,20 +121,7 @@ def test_a_plan_bounds_what_is_measured(ranks: Any) -> None:
 def _fetched() -> tuple[int, int, int]:
     """Under FSDP2, each layer and the rest by itself: bytes predicted, measured, and those of the
     weights and gradients outside layers, all of them fp32."""
-    torch.manual_seed(0)
-    config = hf.LlamaConfig(
-        vocab_size=4096,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        use_cache=False,
-    )
-    model: Any = hf.LlamaForCausalLM(config)
-    ids = torch.randint(4096, (1, 128))
-    batch = {"input_ids": ids, "labels": ids}
+    model, batch = _llama(4096, 128)
     small: Any = quire.shard(
         model, batch, mesh=mesh(4), reduce_gradients=False, outputs="loss", verify=False
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import quire
@@ -33,14 +33,15 @@ def _with_ddp() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return loss.detach(), {n: p.grad for n, p in small.named_parameters() if p.grad is not None}
 
 
-def _with_fsdp() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def _with_fsdp(policy: OffloadPolicy | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and gradients; `policy` says where the shards of parameters and gradients lie."""
     model, _ = build("llama", 37)
     batch = _halves(dist.get_rank() // 2)
     small: Any = quire.shard(model, batch, mesh=mesh(2), reduce_gradients=False)
     everyone = init_device_mesh("cpu", (dist.get_world_size(),))
     for layer in small.model.layers:
-        fully_shard(layer, mesh=everyone)
-    fully_shard(small, mesh=everyone)
+        fully_shard(layer, mesh=everyone, offload_policy=policy or OffloadPolicy())
+    fully_shard(small, mesh=everyone, offload_policy=policy or OffloadPolicy())
     loss = small(**batch).loss
     loss.backward()
     grads = {n: p.grad.full_tensor() for n, p in small.named_parameters() if p.grad is not None}
@@ -67,6 +68,11 @@ def test_ddp_over_data_and_sequence_ranks(ranks: Any) -> None:
 
 def test_fsdp2_over_data_and_sequence_ranks(ranks: Any) -> None:
     _check(ranks.run(_with_fsdp))
+
+
+def test_fsdp2_with_its_states_on_the_host(ranks: Any) -> None:
+    """As plans ask for where states fit no device; nothing to pin memory for is here."""
+    _check(ranks.run(_with_fsdp, policy=CPUOffloadPolicy(pin_memory=False)))
 
 
 def _new_length() -> list[tuple[float, float]]:

@@ -9,8 +9,11 @@ from typing import Any
 import attrs
 
 from quire.verify.shard.prove import prove_task
-from quire.verify.shard.task import Hooks, Source, Task
+from quire.verify.shard.task import Hooks, Task
 from tools.mutate_runtime import RUNTIME
+
+LOCAL = "local statistics"
+"""A rank's own rows taken as if all ranks' were like them."""
 
 
 @attrs.frozen(eq=False)
@@ -29,17 +32,26 @@ def lies(task: Task, hooks: Hooks) -> Iterator[Lie]:
     """Every lie there is about a task, in the order of its lines, then those of the runtime."""
     for k, source in enumerate(task.sources):
         rows = source.text.splitlines()
+        local = list(rows)
         for n, row in enumerate(rows):
             for kind, new in _of_row(row, task):
-                text = "\n".join([*rows[:n], new, *rows[n + 1 :]]) + "\n"
-                sources = list(task.sources)
-                sources[k] = Source(source.module, source.call, text)
-                told = attrs.evolve(task, sources=tuple(sources))
+                told = _told(task, k, [*rows[:n], new, *rows[n + 1 :]])
                 yield Lie(kind, f"{source.module}: {row.strip()} → {new.strip()}", told, hooks)
+                if kind == LOCAL:
+                    local[n] = new
+        if sum(a != b for a, b in zip(rows, local, strict=True)) > 1:
+            yield Lie(LOCAL, f"{source.module}: all of them", _told(task, k, local), hooks)
     text = "\n".join(source.text for source in task.sources)
     for lie in RUNTIME:
         if lie.ways is None or any(f"attention.{way}(" in text for way in lie.ways):
             yield Lie(lie.kind, f"{lie.file}: {lie.new}", task, lie.told(hooks), exact=True)
+
+
+def _told(task: Task, k: int, rows: list[str]) -> Task:
+    """The task with other rows for the text of its source `k`."""
+    sources = list(task.sources)
+    sources[k] = attrs.evolve(sources[k], text="\n".join(rows) + "\n")
+    return attrs.evolve(task, sources=tuple(sources))
 
 
 def judge(lie: Lie) -> str:
@@ -62,7 +74,7 @@ _CALL = re.compile(r"^(\s*)(\w+) = (ranks|attention)\.(\w+)\((.*)\)(\S*)$")
 def _of_row(row: str, task: Task) -> Iterator[tuple[str, str]]:
     found = _CALL.match(row)
     if found is None:
-        yield from _of_op(row)
+        yield from _of_op(row, task)
         return
     space, name, where, function, inner, after = found.groups()
     args = _split(inner)
@@ -82,6 +94,10 @@ def _of_row(row: str, task: Task) -> Iterator[tuple[str, str]]:
         elif outer == "1":
             rows = f"ranks.local_rows({size}, {ranks}, {ring})"
             yield "local rows", f"{space}{name} = {args[0]}.narrow({dim}, 0, {rows})"
+        if function == "gather_rows":
+            alike = ", ".join([args[0]] * task.ranks)
+            whole = f"aten.cat.default([{alike}], {dim}).narrow({dim}, 0, {outer}*({size}))"
+            yield LOCAL, f"{space}{name} = {whole}{after}"
         yield "dropped tail", made(put(3, _plus(size, -1)))
         yield "wrong order", made(put(5, ranks if ring == "1" else "1"))
         if outer != "1":
@@ -91,6 +107,7 @@ def _of_row(row: str, task: Task) -> Iterator[tuple[str, str]]:
             yield "padding counts", made(put(7, "0.0" if fill != "0.0" else "1.0"))
     elif function == "join_sum":
         yield "missing collective", f"{space}{name} = {args[0]}"
+        yield LOCAL, f"{space}{name} = aten.mul.Tensor({args[0]}, {args[1]} * {task.ranks})"
         yield "wrong scale", made(put(1, "0.5" if args[1] == "1.0" else "1.0"))
     elif function == "in_parts":
         given = args[3].strip("[]").split(", ")
@@ -154,7 +171,7 @@ def _of_attention(args: list[str], made: Any, put: Any) -> Iterator[tuple[str, s
         yield "local mask", made([*args, "band=(None, 0)"])
 
 
-def _of_op(row: str) -> Iterator[tuple[str, str]]:
+def _of_op(row: str, task: Task) -> Iterator[tuple[str, str]]:
     """Heads, positions and labels dealt otherwise by plain ops."""
     heads = re.match(
         r"^(\s*\w+ = aten\.reshape\.default\(\w+, )\[(\d+), (\w+), (\d+), (\d+)\]\)$", row
@@ -176,6 +193,9 @@ def _of_op(row: str) -> Iterator[tuple[str, str]]:
     if weight and weight[3].endswith(("k_proj", "up_proj")):
         other = {"k_proj": "v_proj", "up_proj": "gate_proj"}[weight[3]]
         yield "wrong weight", f"{weight[1]}{weight[2]} = self.{other}({weight[4]})"
+    scale = re.match(r"^(\s*\w+ = aten\.(?:mul|div)\.Tensor\(\w+, )([\d.]+)\)$", row)
+    if scale:
+        yield "wrong scale", f"{scale[1]}{float(scale[2]) * task.ranks})"
     yield from _of_route(row)
 
 
@@ -192,6 +212,8 @@ def _of_route(row: str) -> Iterator[tuple[str, str]]:
         (r"(arange\w*)\.narrow\(0, 0, ", r"\1.narrow(0, 1, "),
         (r"(grouped_mm\w*\.default)\((\w+), (\w+)", r"\1(\2, \3.flip(0)"),
         (r"aten\.index\.Tensor\((\w+), \[(\w+)\]\)", r"aten.clone.default(\1)"),
+        (r"softmax\.int\((\w+), -1\)", r"softmax.int(\1, 0)"),
+        (r"div\.Tensor\((getitem\w*), sum\w*\)", r"clone.default(\1)"),
     ):
         found = re.sub(pattern, new, row)
         if found != row:

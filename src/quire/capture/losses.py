@@ -15,13 +15,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
 
 aten: Any = torch.ops.aten
 
@@ -102,15 +102,16 @@ def _named(op: Any, args: Sequence[Any], kwargs: Any) -> dict[str, Any]:
     return {a.name: given.get(a.name, a.default_value) for a in op._schema.arguments}
 
 
-@contextmanager
-def written() -> Iterator[None]:
-    """While a model is captured: functions of torch that look at data, by what they compute."""
-    own = F.gaussian_nll_loss
-    F.gaussian_nll_loss = _gaussian_nll  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        F.gaussian_nll_loss = own
+class Written(TorchFunctionMode):
+    """While a model is captured: functions of torch that look at data, by what they compute. Modes
+    are of one thread: what others call meanwhile is torch's own."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.gaussian_nll_loss:
+            func = _gaussian_nll
+        return func(*args, **(kwargs or {}))
 
 
 # --- what they are written by: NotImplemented leaves a call as it is ------------------------------

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from quire.capture.export import advice, first_line, line_in_model
-from quire.capture.losses import written
+from quire.capture.losses import Written
 from quire.errors import CaptureError
 
 
@@ -37,7 +37,7 @@ def export_training(
         for number, dims in free.items():
             shapes[leaves[number]] = dict(dims)
     try:
-        with torch.enable_grad(), written():
+        with torch.enable_grad(), Written():
             exported = torch.export.export(
                 model, given, kwargs, dynamic_shapes=shapes, strict=False
             )

@@ -51,7 +51,12 @@ def render_shard(plan: ShardPlan, *, title: str = "") -> str:
 def _parts(memory: Any) -> list[dict[str, Any]]:
     """What the peak is made of."""
     found = [
-        ("parameters, gradients, optimiser", memory.states),
+        (
+            "weights and gradients in use"
+            if memory.on_host
+            else "parameters, gradients, optimiser",
+            memory.states,
+        ),
         ("kept outside layers", memory.outside),
         ("kept of layers", memory.kept),
         ("worked with", memory.working),

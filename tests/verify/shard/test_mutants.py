@@ -8,7 +8,7 @@ import pytest
 
 from quire.shard_proof import hooks
 from tests.verify.shard.cases import ranged, sharded
-from tools.mutate_shard import judge, lies
+from tools.mutate_shard import LOCAL, judge, lies
 
 EACH = 5
 ROUTED = 8
@@ -33,6 +33,18 @@ def test_no_lie_about_routed_tokens_is_accepted() -> None:
     assert len(made) >= 12
     random.Random(0).shuffle(made)
     answers = [(judge(lie), lie.what) for lie in made[:ROUTED]]
+    assert all(answer in ("unknown", "refuted") for answer, _ in answers), answers
+
+
+def test_no_lie_about_the_spread_of_tokens_is_accepted() -> None:
+    """The auxiliary loss of a mixture of experts: sums and counts of a rank's own tokens."""
+    made = [
+        m
+        for m in lies(sharded("mixtral-aux", 13, 4, "gathered"), hooks())
+        if m.kind in (LOCAL, "missing collective") and not m.exact
+    ]
+    assert len([m for m in made if m.kind == LOCAL]) == 5
+    answers = [(judge(lie), lie.what) for lie in made]
     assert all(answer in ("unknown", "refuted") for answer, _ in answers), answers
 
 

@@ -1,6 +1,7 @@
 """What to do with what each region keeps for backward: all ways worth taking.
 
 Equal regions are one group; a group takes at most two of the four kinds, in every number of each.
+The largest takes three: with a limit of the device and one of the host the best may need as many.
 Ways that another equals or beats in seconds, bytes of the device and bytes of the host are dropped.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import cache
 from typing import Literal
 
 import attrs
@@ -15,6 +17,11 @@ import torch
 from torch import Tensor
 
 Keep = Literal["keep", "recompute", "offload", "recompute, border offloaded"]
+
+KINDS: tuple[Keep, ...] = ("keep", "recompute", "offload", "recompute, border offloaded")
+
+MOST = 1 << 20
+"""Choices searched at once, beyond which the largest group takes at most two kinds as well."""
 
 HOST_BANDWIDTH = 25e9
 """Bytes/s between device and host, one direction (PCIe 4 ×16, pinned)."""
@@ -28,7 +35,8 @@ class Region:
     """Bytes kept for backward and at its border, seconds of its forward. `rowwise` bytes of what is
     kept are made by ops that treat each row by itself: in parts of the rows they are made again in
     backward, a part at a time, from `edge` bytes more, in `again` seconds. `part` are the bytes of
-    one part, `extra` the seconds, once that is chosen."""
+    one part, `extra` the seconds, once that is chosen. `parameters` are those that no one else
+    reads, `passing` the bytes of their states that go between host and device in each pass."""
 
     module: str
     kept: int
@@ -39,6 +47,8 @@ class Region:
     again: float = 0.0
     part: int = 0
     extra: float = 0.0
+    parameters: int = 0
+    passing: int = 0
 
     def in_parts(self, parts: int) -> Region:
         """The region with its ops on rows run in `parts` parts."""
@@ -88,17 +98,18 @@ class Row:
 
 
 def _one(region: Region, how: Keep) -> Row:
-    hows: tuple[tuple[Region, Keep], ...] = ((region, how),)
-    extra, back = region.extra, region.kept + region.part
-    if how == "keep":
-        return Row(extra, region.kept, region.part, 0, hows)
-    if how == "recompute":
-        return Row(region.seconds + extra, region.border, back, 0, hows)
-    if how == "offload":
-        seconds = 2 * _copy_seconds(region.kept, region.seconds) + extra
-        return Row(seconds, 0, back, region.kept, hows)
-    seconds = region.seconds + 2 * _copy_seconds(region.border, region.seconds) + extra
-    return Row(seconds, 0, back, region.border, hows)
+    still, sent = {
+        "keep": (region.kept, 0),
+        "recompute": (region.border, 0),
+        "offload": (0, region.kept),
+        "recompute, border offloaded": (0, region.border),
+    }[how]
+    # The states of a layer and what it keeps share the way to the host, once forward, once back.
+    seconds = region.extra + 2 * _copy_seconds(sent + region.passing, region.seconds)
+    if how.startswith("recompute"):
+        seconds += region.seconds
+    back = region.part if how == "keep" else region.kept + region.part
+    return Row(seconds, still, back, sent, ((region, how),))
 
 
 def _copy_seconds(nbytes: int, compute: float) -> float:
@@ -110,11 +121,12 @@ def _copy_seconds(nbytes: int, compute: float) -> float:
 @attrs.frozen(eq=False)
 class Choices:
     """Ways to treat all regions: `[n, 4]` seconds, bytes still there, bytes of the region backward
-    is at, bytes on the host; and for each its way in every group of equal regions, `[n, g]`."""
+    is at, bytes on the host; and for each its row of counts in every group of equal regions,
+    `[n, g]`."""
 
     figures: Tensor
     picked: Tensor
-    groups: tuple[tuple[Row, ...], ...]
+    groups: tuple[tuple[tuple[Region, ...], Tensor], ...]
 
     def fastest(self, room: float) -> Row | None:
         """The least seconds that hold at most `room` bytes; None if nothing does."""
@@ -128,10 +140,13 @@ class Choices:
         return self._row(int((self.figures[:, 1] + self.figures[:, 2]).argmin()))
 
     def _row(self, index: int) -> Row:
-        found = Row()
-        for ways, k in zip(self.groups, self.picked[index].tolist(), strict=True):
-            found += ways[k]
-        return found
+        hows: list[tuple[Region, Keep]] = []
+        for (members, counts), k in zip(self.groups, self.picked[index].tolist(), strict=True):
+            kinds: list[Keep] = [
+                how for how, n in zip(KINDS, counts[k].tolist(), strict=True) for _ in range(n)
+            ]
+            hows.extend(zip(members, kinds, strict=True))
+        return Row.of(tuple(hows))
 
 
 def choices(regions: tuple[Region, ...], host: float) -> Choices:
@@ -139,44 +154,50 @@ def choices(regions: tuple[Region, ...], host: float) -> Choices:
     alike: dict[Region, list[Region]] = {}
     for region in regions:
         alike.setdefault(attrs.evolve(region, module=""), []).append(region)
-    kinds: tuple[Keep, ...] = ("keep", "recompute", "offload", "recompute, border offloaded")
     figures = torch.zeros(1, 4, dtype=torch.float64)
     picked = torch.zeros(1, 0, dtype=torch.int64)
-    groups: list[tuple[Row, ...]] = []
-    for number, members in enumerate(alike.values(), 1):
-        ways = tuple(
-            _some(members, first, a, b)
-            for a, b in itertools.combinations(kinds, 2)
-            for first in range(len(members) + 1)
-        )
-        groups.append(ways)
-        own = torch.tensor(
-            [[w.seconds, w.still, w.back, w.host] for w in ways], dtype=torch.float64
-        )
-        best = _unbeaten(own, host)
+    groups: list[tuple[tuple[Region, ...], Tensor]] = []
+    for members in sorted(alike.values(), key=len):
+        # The last product is only searched once: weeding it would take longer.
+        last = len(groups) == len(alike) - 1
+        counts = _counts(len(members), 3 if last else 2)
+        if last and len(counts) * len(figures) > MOST:
+            counts = _counts(len(members), 2)
+        groups.append((tuple(members), counts))
+        own = _figures(members[0], counts)
+        best = own[:, 3].le(host).nonzero()[:, 0] if last else _unbeaten(own, host)
         both = figures[:, None] + own[best][None]
         both[..., 2] = torch.maximum(figures[:, None, 2], own[best][None, :, 2])
         index = torch.cartesian_prod(torch.arange(len(figures)), best)
         figures = both.flatten(0, 1)
-        # The last product is only searched once: weeding it would take longer.
-        last = number == len(alike)
         left = figures[:, 3] <= host if last else _unbeaten(figures, host)
         figures, index = figures[left], index[left]
         picked = torch.cat([picked[index[:, 0]], index[:, 1:]], 1)
     return Choices(figures, picked, tuple(groups))
 
 
-def _some(members: list[Region], first: int, a: Keep, b: Keep) -> Row:
-    """The first so many of equal regions one way, the others another: `Row.of` of them."""
-    x, y = _one(members[0], a), _one(members[0], b)
-    rest = len(members) - first
-    return Row(
-        first * x.seconds + rest * y.seconds,
-        first * x.still + rest * y.still,
-        max(x.back if first else 0, y.back if rest else 0),
-        first * x.host + rest * y.host,
-        tuple((r, a if i < first else b) for i, r in enumerate(members)),
-    )
+@cache
+def _counts(regions: int, most: int) -> Tensor:
+    """How many of so many equal regions go each of the four ways, at most `most` of them at once:
+    `[n, 4]`, more that are kept first."""
+    found: set[tuple[int, ...]] = set()
+    for kinds in itertools.combinations(range(len(KINDS)), most):
+        for bars in itertools.combinations(range(regions + most - 1), most - 1):
+            ends = (-1, *bars, regions + most - 1)
+            row = [0] * len(KINDS)
+            for kind, (a, b) in zip(kinds, itertools.pairwise(ends), strict=True):
+                row[kind] = b - a - 1
+            found.add(tuple(row))
+    return torch.tensor(sorted(found, reverse=True))
+
+
+def _figures(region: Region, counts: Tensor) -> Tensor:
+    """Of each row of `counts`, what `Row.of` such regions says: `[n, 4]`."""
+    rows = [_one(region, how) for how in KINDS]
+    each = torch.tensor([[r.seconds, r.still, r.back, r.host] for r in rows], dtype=torch.float64)
+    found = counts.double() @ each
+    found[:, 2] = (counts.gt(0) * each[:, 2]).amax(1)
+    return found
 
 
 def _unbeaten(figures: Tensor, host: float) -> Tensor:

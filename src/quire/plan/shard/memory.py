@@ -23,52 +23,11 @@ from quire.flow.registry import flow_of
 from quire.plan.shard.flow import Spreading
 from quire.plan.shard.head import Head
 from quire.plan.shard.keep import Keep, Region, Row, choices
+from quire.plan.shard.needs import Needs
 from quire.plan.shard.plan import Placed, Site
 from quire.plan.shard.stretch import PARTS, Rowwise, find_stretches
 
 HEAD_PARTS = (1, 2, 4, 8, 16, 32, 64)
-
-STATE_BYTES = 16
-"""Per parameter: half-precision weight and gradient, fp32 weight and two moments of Adam."""
-
-WHOLE_BYTES = 4
-"""Per parameter that is brought here: half-precision weight and gradient."""
-
-
-@attrs.frozen
-class Needs:
-    """What a step needs of one device, before anything is chosen: its regions, the parameters of
-    the model, and bytes: kept outside the regions, worked with at once, and that of all scores,
-    with the seconds to make them again. `largest` are the parameters of the largest region,
-    `apart` those of none."""
-
-    regions: tuple[Region, ...]
-    parameters: int
-    ranks: int
-    outside: int
-    working: int
-    scored: int = 0
-    again: float = 0.0
-    held: int = 0
-    rowwise: int = 0
-    """Worked with at once by ops on rows that may go in parts, beside what attention holds."""
-    rows: int = 1
-    """Rows of a rank: the most parts there can be."""
-    largest: int = 0
-    apart: int = 0
-
-    @property
-    def states(self) -> int:
-        """All states spread over the ranks, and weights and gradients brought here: of two layers
-        (one is fetched while another is used), and of all that lies outside layers, which FSDP2
-        keeps from the step's beginning to its end."""
-        whole = 2 * self.largest + self.apart
-        return STATE_BYTES * self.parameters // self.ranks + WHOLE_BYTES * whole
-
-    def working_in(self, parts: int, head_parts: int) -> int:
-        # Scores, their gradient, and one more while one is made from the other.
-        scores = self.scored // head_parts
-        return max(self.working, self.held + -(-self.rowwise // parts), scores)
 
 
 @attrs.frozen
@@ -86,6 +45,8 @@ class Memory:
     parts: int = 1
     """Parts of a rank's rows that a layer's ops on rows are computed in."""
     needs: Needs | None = None
+    on_host: int = 0
+    """Bytes of states in the host's memory, for each device; 0: they lie on the device."""
 
     @property
     def peak(self) -> int:
@@ -114,6 +75,21 @@ class Memory:
             f"{self.states / 2**30:.2f}, outside layers {self.outside / 2**30:.2f}, working "
             f"{self.working / 2**30:.2f} GiB; layers: {shown}, ops on rows in {self.parts} parts; "
             f"scores and loss in {self.head_parts} parts; {self.extra_seconds:.3f} s extra"
+            + (f"\n{self.hosting}" if self.on_host else "")
+        )
+
+    @property
+    def hosting(self) -> str:
+        """What is on the host, what that costs, and what the user has to do; "" without states
+        there."""
+        if not self.on_host or self.needs is None:
+            return ""
+        return (
+            "parameters, gradients and optimiser on the host, as nothing fits with them here: "
+            f"{self.on_host / 2**30:.2f} GiB of its memory for each device, beside "
+            f"{Row.of(self.regions).host / 2**30:.2f} GiB that layers send; Adam runs there, "
+            f"{self.needs.adam:.3f} s of the extra. Wrap each layer, and then the model, with "
+            "torch.distributed.fsdp.fully_shard(..., offload_policy=CPUOffloadPolicy())"
         )
 
 
@@ -205,10 +181,10 @@ def plan_memory(
             edge=region.edge + edge,
             again=region.again + summed(one.module, one.nodes),
         )
-    parameters, largest, apart = _parameters(program, inside, places)
+    parameters, own, apart = _parameters(program, inside, places)
     rowwise = {n for one in stretches for n in one.nodes}
     needs = Needs(
-        tuple(regions.values()),
+        tuple(attrs.evolve(r, parameters=own.get(m, 0)) for m, r in regions.items()),
         parameters,
         ranks,
         sum(size for where, size in kept.values() if not where),
@@ -216,7 +192,6 @@ def plan_memory(
         held=held,
         rowwise=3 * max((nbytes[n] for n in rowwise), default=0),
         rows=min((rows(one.size) for one in stretches), default=1),
-        largest=largest,
         apart=apart,
     )
     if head is not None:
@@ -230,8 +205,8 @@ def plan_memory(
 
 def _parameters(
     program: Program, inside: Mapping[fx.Node, str], places: Mapping[fx.Node, Placed | None]
-) -> tuple[int, int, int]:
-    """All parameters, those of the largest region, and those that no one region reads alone."""
+) -> tuple[int, dict[str, int], int]:
+    """All parameters, those of each region, and those that no one region reads alone."""
     sizes: dict[int, int] = {}
     readers: dict[int, set[str]] = {}
     for i in program.inputs:
@@ -240,19 +215,48 @@ def _parameters(
             sizes[key] = math.prod(int(s) for s in program.info(i.node).shape)
             own = {inside[u] for u in i.node.users if u in places}
             readers.setdefault(key, set()).update(own)
-    regions = {"": 0}
+    found: dict[str, int] = {}
     for key, size in sizes.items():
         region = readers[key].pop() if len(readers[key]) == 1 else ""
-        regions[region] = regions.get(region, 0) + size
-    apart = regions.pop("")
-    return sum(sizes.values()), max(regions.values(), default=0), apart
+        found[region] = found.get(region, 0) + size
+    apart = found.pop("", 0)
+    return sum(sizes.values()), found, apart
 
 
 def fit(needs: Needs, budget: int | None, host: float) -> Memory:
     """The least extra seconds within `budget` and `host` bytes, over all choices and parts of the
-    scores. Raises BudgetError naming what binds if nothing fits."""
+    scores. States lie on the host only where nothing fits with them on the device; what layers
+    send there has what they leave of it. Raises BudgetError naming what binds if nothing fits."""
+    hosted = needs.with_host()
+    able = [needs, hosted] if hosted.on_host <= host else [needs]
+    tried = []
+    for one in able:
+        tried.append(_least(one, budget, host - one.on_host))
+        if budget is None or tried[-1].peak <= budget:
+            return tried[-1]
+    lowest = min(tried, key=lambda m: m.peak)
+    binding = [
+        f"parameters, gradients and optimiser: {lowest.states} bytes",
+        f"outside layers (embedding, head, loss): {lowest.outside} bytes",
+        f"largest working set: {lowest.working} bytes",
+        f"layers, recomputed or offloaded: {lowest.kept} bytes",
+    ]
+    if lowest.on_host or hosted not in able:
+        binding.append(f"states on the host: {hosted.on_host} of {host:.0f} bytes a device")
+    raise BudgetError(
+        f"no plan fits {budget} bytes a device; the best needs {lowest.peak} bytes",
+        best=None,
+        binding=tuple(binding),
+        fix="more devices, more memory, or a shorter sequence",
+    )
+
+
+def _least(needs: Needs, budget: int | None, host: float) -> Memory:
+    """The least extra seconds within `budget`, or the least bytes if nothing is; layers send at
+    most `host` bytes to the host."""
     able: list[Memory] = []
     lowest: Memory | None = None
+    none_extra = needs.hosting + Row.of(tuple((r, "keep") for r in needs.regions)).seconds
     for parts in [n for n in PARTS if n <= needs.rows]:
         rows = choices(tuple(r.in_parts(parts) for r in needs.regions), host)
         for head_parts in HEAD_PARTS if needs.scored else (1,):
@@ -267,31 +271,22 @@ def fit(needs: Needs, budget: int | None, host: float) -> Memory:
                 needs.outside,
                 best.hows,
                 working,
-                best.seconds + again,
+                best.seconds + again + needs.hosting,
                 head_parts,
                 parts,
                 needs,
+                needs.on_host,
             )
             if row is not None:
                 able.append(found)
             elif lowest is None or found.peak < lowest.peak:
                 lowest = found
-        if any(m.extra_seconds == 0 for m in able):
+        if any(m.extra_seconds <= none_extra for m in able):
             break
     if able:
         return min(able, key=lambda m: (m.extra_seconds, m.parts, m.head_parts, m.peak))
     assert lowest is not None
-    raise BudgetError(
-        f"no plan fits {budget} bytes a device; the best needs {lowest.peak} bytes",
-        best=None,
-        binding=(
-            f"parameters, gradients and optimiser: {lowest.states} bytes",
-            f"outside layers (embedding, head, loss): {lowest.outside} bytes",
-            f"largest working set: {lowest.working} bytes",
-            f"layers, recomputed or offloaded: {lowest.kept} bytes",
-        ),
-        fix="more devices, more memory, or a shorter sequence",
-    )
+    return lowest
 
 
 def _keeps(op: object) -> bool:

@@ -20,6 +20,7 @@ from quire.capture.program import Program
 from quire.verify import field, field_grads
 from quire.verify.exact import ExactRun, Field
 from quire.verify.field_ops import Unsupported
+from quire.verify.shard import field_routes
 from quire.verify.shard.order import Place
 from quire.verify.shard.simulate import Groups, Meeting, Mismatch, Runtime
 from quire.verify.shard.task import Hint, Source
@@ -31,7 +32,7 @@ WEIGHT_MOST = 1 << 18
 FAILS = (RuntimeError, IndexError, TypeError, ValueError, AttributeError, NameError, KeyError)
 """What a run that cannot be run may raise."""
 
-assert field_grads
+assert field_grads and field_routes
 
 
 def exact_shard_run(
