@@ -6,7 +6,7 @@
 // which are small, the second after it).
 #pragma once
 
-#include "tiles.hpp"
+#include "groups.hpp"
 #include "vec.hpp"
 #include "weights.hpp"
 
@@ -206,6 +206,9 @@ inline void dot(
 #if defined(QUIRE_TILES)
     if constexpr (std::is_same_v<W, bf16>)
         if (tiles()) return dot_tiles(out, out_a, out_b, weights, bs, x, x_step, as, k);
+    if constexpr (FEED<W> > 0)
+        if (as >= FEED<W> && tiles())
+            return dot_groups(out, out_a, out_b, weights, bs, x, x_step, as, k);
 #endif
     const index_t apart = weights.apart();
     index_t b = 0;
