@@ -1,9 +1,9 @@
 // Products of weight rows with vectors: out[a][b] = Σ_k w[b][k] · x[a][k].
 //
 // Every element is summed the same way whatever the block it falls into: 16 lanes over k, then the
-// lanes in a fixed order; on AMX, bf16 rows as tiles.hpp says. Rows of weights stream from memory
-// once; while a block of rows is worked on, the block after it is prefetched (of quantised ones,
-// which are small, the second after it).
+// lanes in a fixed order; on AMX, bf16 rows as tiles.hpp says, and rows in groups as groups.hpp says
+// where there are vectors enough. Rows of weights stream from memory once; while a block of rows is
+// worked on, the block after it is prefetched (of quantised ones, which are small, the second).
 #pragma once
 
 #include "groups.hpp"

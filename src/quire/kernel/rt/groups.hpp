@@ -11,9 +11,9 @@
 #if defined(QUIRE_TILES)
 namespace quire {
 
-constexpr int BESIDE = 4;           // sets of 16 vectors that rows are unpacked for at a time
-constexpr int GROUP = 4, PART = 6;  // tiles of rows and of vectors; those before them hold sums
-constexpr index_t FETCH = 6;        // pairs of groups that rows are fetched before they are read
+constexpr int BESIDE = 4;            // sets of 16 vectors that rows are unpacked for at a time
+constexpr int VALUES = 4, PART = 6;  // tiles of rows and of vectors; those before hold sums
+constexpr index_t FETCH = 4;         // pairs of groups that rows are fetched before they are read
 
 // Vectors from which tiles are faster than vectors of floats, of each format.
 template <class W>
@@ -169,8 +169,8 @@ public:
                     tile_load<PART + step % 2>(x.at(a + q * SIDE, 2 * c + h) + p * SIDE, 64);
                     unrolled<R>([&](auto r) {
                         if constexpr (p == PIECES - 1)
-                            tile_load<GROUP + r>(value_[c % 2][h] + r * SIDE, 64);
-                        tile_dot<h * R + r, GROUP + r, PART + step % 2>();
+                            tile_load<VALUES + r>(value_[c % 2][h] + r * SIDE, 64);
+                        tile_dot<h * R + r, VALUES + r, PART + step % 2>();
                     });
                     settled();
                     if (more) unpack(c + 1, from, to);
@@ -233,8 +233,8 @@ __attribute__((noinline)) inline void dot_groups(
     for (index_t s = 0; s < apart; ++s) {
         const Weights<W> rows{w.base, w.at + s * w.step, apart * w.step};
         const index_t count = (bs - s + apart - 1) / apart;
-        const auto take = [&](auto tiles, index_t b, int n) {
-            group_rows<W, tiles>(
+        const auto take = [&](auto many, index_t b, int n) {
+            group_rows<W, many>(
                 out + s * out_b, out_a, apart * out_b, rows, b, n, panels, as, k);
         };
         index_t b = 0;
