@@ -140,7 +140,7 @@ def test_dot_of_groups_equals_dequantised_product(lib, scheme, k, columns):
     assert ((exact - w).abs() <= most * step * (1.01 if scheme == "int4" else 0.51)).all()
     held = torch.cat([packed(w, buffer), packed(torch.zeros(32, k), buffer)])
     out = products(lib, scheme, held, exact, x)
-    # An element depends on neither rows nor vectors beside it, but that tiles have sums of their own.
+    # An element depends on neither rows nor vectors beside it, but tiles have sums of their own.
     same = 1 if not lib.tiles or columns < FEEDS[scheme] else FEEDS[scheme]
     for row in (5, 6, 18):
         alone = products(lib, scheme, held, exact[row : row + 1], x[:same], at=row * k)
