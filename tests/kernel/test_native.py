@@ -14,7 +14,7 @@ import torch
 from quire.errors import InputError, QuireError
 from quire.runtime import build
 from quire.runtime.native import NativeKernel
-from tests.kernel.decode import decode, kernel_of
+from tests.kernel.decode import BATCH, decode, kernel_of
 
 IDS = torch.arange(60).reshape(3, 20) * 5 % 320
 STARTS = torch.tensor([0, 3, 1])
@@ -118,8 +118,9 @@ def test_weights_are_read_in_place(made):
 
 def test_too_many_rows_are_refused(made):
     step, kernel = made
-    with pytest.raises(InputError, match="size 5"):
-        decode(step, kernel, IDS[:1].expand(5, -1), torch.zeros(5, dtype=torch.long))
+    more = BATCH + 1
+    with pytest.raises(InputError, match=f"size {more}"):
+        decode(step, kernel, IDS[:1].expand(more, -1), torch.zeros(more, dtype=torch.long))
 
 
 def test_without_a_compiler_the_error_says_what_to_install(monkeypatch):

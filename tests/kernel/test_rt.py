@@ -22,12 +22,12 @@ ARCHES = [
 ]
 
 
-def harness(arch, needs, extra):
+def harness(arch, needs, extra, more=""):
     if not needs <= FLAGS:
         pytest.skip(f"this machine has no {', '.join(sorted(needs - FLAGS))}")
-    source = (Path(__file__).parent / "harness.cpp").read_text()
+    source = (Path(__file__).parent / "harness.cpp").read_text() + more
     lib = ctypes.CDLL(str(build.library(source, arch, extra)))
-    lib.tiles = bool(extra)
+    lib.tiles = bool(extra) and not more
     return lib
 
 
@@ -41,8 +41,20 @@ def tiles():
     return harness(*ARCHES[-1])
 
 
+@pytest.fixture(scope="module")
+def refused():
+    """Compiled for tiles, where the system does not hand them out."""
+    arch, needs, extra = ARCHES[-1]
+    no = 'extern "C" long __wrap_syscall(long, ...) { return -1; }'
+    return harness(arch, needs, (*extra, "-Wl,--wrap=syscall"), no)
+
+
 def pointer(tensor):
     return ctypes.c_void_p(tensor.data_ptr())
+
+
+FEEDS = {"bf16": 1, "int8": 5, "int4": 6}
+"""Vectors from which a format's rows are multiplied on tiles (`FEED` in groups.hpp)."""
 
 
 def products(lib, name, held, exact, x, at=0):
@@ -55,7 +67,8 @@ def products(lib, name, held, exact, x, at=0):
     want = x.double() @ exact.double().T
     # Each of at most k/16 + 5 roundings in a chain is relative to sums of magnitudes; on tiles a
     # chain ends in the 16 of the last step along k.
-    chain = k / 16 + (20 if lib.tiles and name == "bf16" else 6)
+    on_tiles = lib.tiles and len(x) >= FEEDS.get(name, len(x) + 1)
+    chain = k / 16 + (20 if on_tiles else 6)
     bound = chain * 2**-24 * 2 * (x.double().abs() @ exact.double().abs().T)
     assert ((out.double() - want).abs() <= bound).all()
     return out
@@ -127,9 +140,85 @@ def test_dot_of_groups_equals_dequantised_product(lib, scheme, k, columns):
     assert ((exact - w).abs() <= most * step * (1.01 if scheme == "int4" else 0.51)).all()
     held = torch.cat([packed(w, buffer), packed(torch.zeros(32, k), buffer)])
     out = products(lib, scheme, held, exact, x)
+    # An element depends on neither rows nor vectors beside it, but tiles have sums of their own.
+    same = 1 if not lib.tiles or columns < FEEDS[scheme] else FEEDS[scheme]
     for row in (5, 6, 18):
-        alone = products(lib, scheme, held, exact[row : row + 1], x[:1], at=row * k)
+        alone = products(lib, scheme, held, exact[row : row + 1], x[:same], at=row * k)
         assert alone[0, 0] == out[0, row]
+
+
+def quantised(scheme, w):
+    """`w` packed, with room behind it to fetch, and the weights that it stands for."""
+    buffer = Buffer("w", tuple(w.shape), torch.float32, "state", "w", order=(0, 1), scheme=scheme)
+    room = torch.zeros(64 + -len(w) % 4, w.shape[1])
+    return packed(torch.cat([w, room]), buffer), dequantised(torch.cat([w, room]), buffer)[: len(w)]
+
+
+@pytest.mark.parametrize("columns", [6, 16, 17, 33, 80])
+@pytest.mark.parametrize("rows", [1, 16, 31, 32, 75])
+@pytest.mark.parametrize("k", [32, 64, 96, 128, 576, 704])
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_groups_on_tiles_equal_the_dequantised_product(tiles, scheme, k, rows, columns):
+    torch.manual_seed(k + rows + columns)
+    w, x = torch.randn(rows, k), torch.randn(columns, k)
+    held, exact = quantised(scheme, w)
+    out = products(tiles, scheme, held, exact, x)
+    last = products(tiles, scheme, held, exact[-1:], x[-6:], at=(rows - 1) * k)
+    assert torch.equal(last[:, 0], out[-6:, -1])
+    fewer = products(tiles, scheme, held, exact[: rows // 2 + 1], x[:6])
+    assert torch.equal(fewer, out[:6, : rows // 2 + 1])
+    if rows > 3:  # rows that start within a block
+        inner = products(tiles, scheme, held, exact[3:], x, at=3 * k)
+        assert torch.equal(inner, out[:, 3:])
+    x[0] *= 2  # the vectors packed last are not these
+    again = products(tiles, scheme, held, exact, x)
+    assert not torch.equal(again[0], out[0])
+    assert torch.equal(again[1:], out[1:])
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_groups_on_tiles_round_no_product(tiles, scheme):
+    torch.manual_seed(0)
+    x = torch.randn(20, 64) * 10.0 ** torch.randint(-20, 20, (20, 64))
+    held, exact = quantised(scheme, -8 * torch.eye(64))
+    most = {"int8": -127, "int4": -8}[scheme]  # what a group's largest weight is held as
+    want = (x.double() * most).float() * (exact.diagonal() / most)
+    assert torch.equal(products(tiles, scheme, held, exact, x), want)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_groups_on_tiles_have_every_value(tiles, scheme):
+    most = {"int8": 127, "int4": 7}[scheme]
+    values = torch.arange(-most, most + 1).float()
+    w = torch.zeros(len(values), 96)
+    last = -8.0 if scheme == "int4" else 127.0
+    w[:, 40], w[:, 51] = values, last
+    held, exact = quantised(scheme, w)
+    assert torch.equal((exact[:, 40] / exact[:, 51] * last).round(), values)
+    x = torch.eye(32).repeat(1, 3)
+    assert torch.equal(products(tiles, scheme, held, exact, x), x @ exact.T)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_groups_on_tiles_are_summed_in_another_order_than_vectors(tiles, scheme):
+    """That FEEDS is what the headers say: else nothing above is about tiles."""
+    torch.manual_seed(0)
+    held, exact = quantised(scheme, torch.randn(64, 2048))
+    x, feed = torch.randn(40, 2048), FEEDS[scheme]
+    out = products(tiles, scheme, held, exact, x)
+    assert torch.equal(products(tiles, scheme, held, exact, x[:feed]), out[:feed])
+    assert not torch.equal(products(tiles, scheme, held, exact, x[: feed - 1]), out[: feed - 1])
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8", "int4"])
+def test_vectors_take_the_place_of_tiles_that_are_refused(refused, name):
+    torch.manual_seed(0)
+    w, x = torch.randn(75, 256), torch.randn(33, 256)
+    held, exact = quantised(name, w) if name != "bf16" else (w.bfloat16(), w.bfloat16())
+    vectors = harness(*ARCHES[-2])
+    assert torch.equal(
+        products(refused, name, held, exact, x), products(vectors, name, held, exact, x)
+    )
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])

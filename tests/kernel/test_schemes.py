@@ -5,21 +5,22 @@ import copy
 import pytest
 import torch
 
+from quire.runtime.native import NativeKernel
 from quire.runtime.pack import dequantised
 from tests.kernel.decode import decode, exact_logits, kernel_of
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3-moe"])
-def test_equals_the_dequantised_graph(name, scheme):
+@pytest.mark.parametrize("name, rows", [("llama", 2), ("gpt2", 2), ("qwen3-moe", 2), ("llama", 8)])
+def test_equals_the_dequantised_graph(name, rows, scheme):
     # A lookup reads the weights unquantised: not tied.
     original, step, kernel = kernel_of(name, scheme=scheme, tie_word_embeddings=False)
     model = copy.deepcopy(original)
     buffers = {b.target: b for row in kernel.plan.rendered.slots for b in row if b.scheme}
     assert len(buffers) >= 3 * 2
     torch.manual_seed(1)
-    ids = torch.randint(320, (2, 24))
-    got = decode(step, kernel, ids, torch.tensor([0, 2]))
+    ids = torch.randint(320, (rows, 24))
+    got = decode(step, kernel, ids, torch.tensor([0, 2]).repeat(rows // 2))
     before = exact_logits(model, ids)
     state = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
@@ -33,6 +34,20 @@ def test_equals_the_dequantised_graph(name, scheme):
     eager = (own.double() - want).abs().max().item()
     ours = (got.double() - want).abs().max().item()
     assert ours <= 2 * eager + 2**-22 * got.abs().max().item()
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_batch_has_the_same_bits_in_any_order_and_for_any_number_of_threads(scheme):
+    _, step, kernel = kernel_of("llama", scheme=scheme, tie_word_embeddings=False)
+    torch.manual_seed(1)
+    ids, starts = torch.randint(320, (8, 6)), torch.zeros(8, dtype=torch.long)
+    want = decode(step, kernel, ids, starts)
+    for threads in (1, 3):
+        other = NativeKernel(kernel.plan, threads=threads)
+        assert torch.equal(decode(step, other, ids, starts), want)
+    order = torch.randperm(8)
+    assert torch.equal(decode(step, kernel, ids[order], starts), want[order])
+    assert torch.equal(decode(step, kernel, ids[:6], starts[:6]), want[:6])
 
 
 def test_copied_weights_lie_in_one_block_in_the_order_they_are_read():

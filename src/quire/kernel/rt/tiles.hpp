@@ -84,7 +84,9 @@ inline void transpose(__m512i (&r)[16]) {
 }
 
 // Vectors as tiles hold them: of 32 along k and up to 16 vectors a tile for each of the three
-// numbers; of five vectors or fewer one tile, the three side by side.
+// numbers; of five vectors or fewer one tile, the three side by side. For rows in groups always a
+// tile for each, an even number of steps, and pairs of what lies 16 apart.
+template <bool groups>
 class Panels {
 public:
     // Keeps what it holds if that is the same, bit by bit: a phase multiplies one set of vectors
@@ -93,7 +95,8 @@ public:
         if (as == as_ && k == k_ && same(x, x_step)) return;
         as_ = as, k_ = k;
         chunks_ = (k + DEEP - 1) / DEEP;
-        tiles_ = PIECES * as <= SIDE ? 1 : PIECES;
+        if (groups) chunks_ += chunks_ % 2;
+        tiles_ = !groups && PIECES * as <= SIDE ? 1 : PIECES;
         copy_.resize(as * k);
         lines_.resize((as + SIDE - 1) / SIDE * chunks_ * tiles_ * SIDE);
         for (index_t a = 0; a < as; ++a)
@@ -110,8 +113,18 @@ public:
 private:
     bool same(const float* x, index_t x_step) const {
         for (index_t a = 0; a < as_; ++a)
-            if (std::memcmp(copy_.data() + a * k_, x + a * x_step, k_ * sizeof(float))) return false;
+            if (!same(copy_.data() + a * k_, x + a * x_step)) return false;
         return true;
+    }
+
+    bool same(const float* held, const float* x) const {
+        const auto found = [](const float* p) { return _mm512_loadu_si512(p); };
+        __m512i apart = {};
+        index_t i = 0;
+        for (; i + 16 <= k_; i += 16)  // apart |= held ^ x
+            apart = _mm512_ternarylogic_epi32(apart, found(held + i), found(x + i), 0xf6);
+        return _mm512_test_epi32_mask(apart, apart) == 0 &&
+               std::memcmp(held + i, x + i, (k_ - i) * sizeof(float)) == 0;
     }
 
     // The upper halves of 16 floats are their first bf16 numbers. What is no finite number has one.
@@ -142,7 +155,8 @@ private:
             split(_mm512_maskz_loadu_ps(__mmask16(mask >> 16), from + 16), high);
             for (int p = 0; p < PIECES; ++p)
                 pairs[few() ? p * count + n : p * SIDE + n] =
-                    _mm512_permutex2var_epi16(low[p], order, high[p]);
+                    groups ? _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low[p], 16), high[p])
+                           : _mm512_permutex2var_epi16(low[p], order, high[p]);
         }
         Line* to = lines_.data() + (a / SIDE * chunks_ + chunk) * tiles_ * SIDE;
         for (int t = 0; t < tiles_; ++t) {
@@ -182,7 +196,7 @@ struct alignas(64) Sums {
 // The products of R · 16 rows (or fewer than 16, as the tiles are shaped) with a panel.
 template <int R, bool few>
 inline void sum_tiles(
-    Sums* sums, const Weights<bf16>& w, index_t b, int rows, const Panels& x, index_t a,
+    Sums* sums, const Weights<bf16>& w, index_t b, int rows, const Panels<false>& x, index_t a,
     index_t k) {
     constexpr int TILES = few ? 1 : PIECES;
     const index_t step = w.step, next = R * SIDE * step;
@@ -219,14 +233,21 @@ inline void sum_tiles(
     unrolled<R * TILES>([&](auto t) { tile_store<t>(sums + t, 64); });
 }
 
+// The first n of 16 floats, `step` apart.
+inline void put_row(float* to, index_t step, int n, __m512 row) {
+    if (step == 1) return _mm512_mask_storeu_ps(to, __mmask16((1u << n) - 1), row);
+    alignas(64) float lane[SIDE];
+    _mm512_store_ps(lane, row);
+    for (int i = 0; i < n; ++i) to[i * step] = lane[i];
+}
+
 // As dot, of rows b … b + rows (R · 16 of them, or fewer than 16).
 template <int R, bool few>
 inline void tile_rows(
     float* out, index_t out_a, index_t out_b, const Weights<bf16>& w, index_t b, int rows,
-    const Panels& x, index_t as, index_t k) {
+    const Panels<false>& x, index_t as, index_t k) {
     Sums sums[R * (few ? 1 : PIECES)];
     const int n = R > 1 ? SIDE : rows;
-    const __mmask16 mask = __mmask16((1u << n) - 1);
     for (index_t a = 0; a < as; a += SIDE) {
         sum_tiles<R, few>(sums, w, b, rows, x, a, k);
         const int count = as - a < SIDE ? int(as - a) : SIDE;
@@ -244,14 +265,7 @@ inline void tile_rows(
             for (int c = 0; c < count; ++c) {
                 const auto part = [&](int p) { return _mm512_castsi512_ps(side[p * count + c]); };
                 const __m512 found = few ? total(part(0), part(1), part(2)) : part(0);
-                float* to = out + (a + c) * out_a + (b + r * SIDE) * out_b;
-                if (out_b == 1) {
-                    _mm512_mask_storeu_ps(to, mask, found);
-                    continue;
-                }
-                alignas(64) float lane[SIDE];
-                _mm512_store_ps(lane, found);
-                for (int i = 0; i < n; ++i) to[i * out_b] = lane[i];
+                put_row(out + (a + c) * out_a + (b + r * SIDE) * out_b, out_b, n, found);
             }
         }
     }
@@ -259,7 +273,7 @@ inline void tile_rows(
 
 template <bool few>
 inline void dot_panels(
-    float* out, index_t out_a, index_t out_b, const Weights<bf16>& w, index_t bs, const Panels& x,
+    float* out, index_t out_a, index_t out_b, const Weights<bf16>& w, index_t bs, const Panels<false>& x,
     index_t as, index_t k) {
     constexpr int MOST = few ? 4 : 2;
     index_t b = 0;
@@ -279,7 +293,7 @@ __attribute__((noinline)) inline void dot_tiles(
     float* out, index_t out_a, index_t out_b, const Weights<bf16>& w, index_t bs, const float* x,
     index_t x_step, index_t as, index_t k) {
     if (as == 0 || bs == 0) return;
-    static thread_local Panels panels;
+    static thread_local Panels<false> panels;
     panels.hold(x, x_step, as, k);
     if (panels.few()) dot_panels<true>(out, out_a, out_b, w, bs, panels, as, k);
     else dot_panels<false>(out, out_a, out_b, w, bs, panels, as, k);
