@@ -124,7 +124,7 @@ def test_choices_against_all_assignments(seed: int) -> None:
     room = rng.randint(5, 150) * 10**9
     best = math.inf
     for hows in itertools.product(
-        ("keep", "recompute", "offload", "recompute, border offloaded"), repeat=len(regions)
+        ("keep", "recompute", "offload", "recompute with borders offloaded"), repeat=len(regions)
     ):
         groups: dict[Region, set[str]] = {}
         for region, how in zip(regions, hows, strict=True):

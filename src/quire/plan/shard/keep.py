@@ -16,9 +16,9 @@ import attrs
 import torch
 from torch import Tensor
 
-Keep = Literal["keep", "recompute", "offload", "recompute, border offloaded"]
+Keep = Literal["keep", "recompute", "offload", "recompute with borders offloaded"]
 
-KINDS: tuple[Keep, ...] = ("keep", "recompute", "offload", "recompute, border offloaded")
+KINDS: tuple[Keep, ...] = ("keep", "recompute", "offload", "recompute with borders offloaded")
 
 MOST = 1 << 20
 """Choices searched at once, beyond which the largest group takes at most two kinds as well."""
@@ -102,7 +102,7 @@ def _one(region: Region, how: Keep) -> Row:
         "keep": (region.kept, 0),
         "recompute": (region.border, 0),
         "offload": (0, region.kept),
-        "recompute, border offloaded": (0, region.border),
+        "recompute with borders offloaded": (0, region.border),
     }[how]
     # The states of a layer and what it keeps share the way to the host, once forward, once back.
     seconds = region.extra + 2 * _copy_seconds(sent + region.passing, region.seconds)
