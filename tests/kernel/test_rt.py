@@ -53,8 +53,14 @@ def pointer(tensor):
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-FEEDS = {"bf16": 1, "int8": 5, "int4": 6}
-"""Vectors from which a format's rows are multiplied on tiles (`FEED` in groups.hpp)."""
+FEEDS = {"bf16": 3, "int8": 5, "int4": 6}
+"""Vectors from which a format's rows are multiplied on tiles (`FEED` in the headers)."""
+
+
+def fewest(lib, name, columns):
+    """How few vectors are multiplied as `columns` are: tiles have sums of their own."""
+    feed = FEEDS.get(name, columns + 1)
+    return feed if lib.tiles and columns >= feed else 1
 
 
 def products(lib, name, held, exact, x, at=0):
@@ -84,12 +90,12 @@ def test_dot_equals_exact_product(lib, name, dtype, columns, k):
     w, x = torch.randn(9, k).to(dtype), torch.randn(columns, k)
     out = products(lib, name, torch.cat([w, torch.zeros(8, k, dtype=dtype)]), w, x)
     # An element does not depend on the block it is computed in.
-    alone = products(lib, name, torch.cat([w[5:6], torch.zeros(8, k, dtype=dtype)]), w[5:6], x[:1])
-    if columns > 0:
-        assert alone[0, 0] == out[0, 5]
+    one = torch.cat([w[5:6], torch.zeros(8, k, dtype=dtype)])
+    alone = products(lib, name, one, w[5:6], x[: fewest(lib, name, columns)])
+    assert alone[0, 0] == out[0, 5]
 
 
-@pytest.mark.parametrize("columns", [1, 2, 16, 17, 33])
+@pytest.mark.parametrize("columns", [3, 5, 6, 16, 17, 33])
 @pytest.mark.parametrize("rows", [1, 16, 31, 32, 75])
 @pytest.mark.parametrize("k", [5, 32, 100, 576])
 def test_dot_on_tiles_equals_exact_product(tiles, k, rows, columns):
@@ -97,8 +103,8 @@ def test_dot_on_tiles_equals_exact_product(tiles, k, rows, columns):
     w, x = torch.randn(rows, k).bfloat16(), torch.randn(columns, k)
     held = torch.cat([w, torch.zeros(64, k, dtype=w.dtype)])
     out = products(tiles, "bf16", held, w, x)
-    last = products(tiles, "bf16", held, w[-1:], x[-1:], at=(rows - 1) * k)
-    assert last[0, 0] == out[-1, -1]
+    last = products(tiles, "bf16", held, w[-1:], x[-3:], at=(rows - 1) * k)
+    assert last[-1, 0] == out[-1, -1]
     x[0, 0] += 1  # the vectors packed last are not these
     again = products(tiles, "bf16", held, w, x)
     assert not torch.equal(again[0], out[0])
@@ -140,8 +146,8 @@ def test_dot_of_groups_equals_dequantised_product(lib, scheme, k, columns):
     assert ((exact - w).abs() <= most * step * (1.01 if scheme == "int4" else 0.51)).all()
     held = torch.cat([packed(w, buffer), packed(torch.zeros(32, k), buffer)])
     out = products(lib, scheme, held, exact, x)
-    # An element depends on neither rows nor vectors beside it, but tiles have sums of their own.
-    same = 1 if not lib.tiles or columns < FEEDS[scheme] else FEEDS[scheme]
+    # An element depends on neither rows nor vectors beside it.
+    same = fewest(lib, scheme, columns)
     for row in (5, 6, 18):
         alone = products(lib, scheme, held, exact[row : row + 1], x[:same], at=row * k)
         assert alone[0, 0] == out[0, row]
@@ -199,11 +205,12 @@ def test_groups_on_tiles_have_every_value(tiles, scheme):
     assert torch.equal(products(tiles, scheme, held, exact, x), x @ exact.T)
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_groups_on_tiles_are_summed_in_another_order_than_vectors(tiles, scheme):
+@pytest.mark.parametrize("scheme", ["bf16", "int8", "int4"])
+def test_rows_on_tiles_are_summed_in_another_order_than_vectors(tiles, scheme):
     """That FEEDS is what the headers say: else nothing above is about tiles."""
     torch.manual_seed(0)
-    held, exact = quantised(scheme, torch.randn(64, 2048))
+    w = torch.randn(64, 2048)
+    held, exact = quantised(scheme, w) if scheme != "bf16" else (w.bfloat16(), w.bfloat16())
     x, feed = torch.randn(40, 2048), FEEDS[scheme]
     out = products(tiles, scheme, held, exact, x)
     assert torch.equal(products(tiles, scheme, held, exact, x[:feed]), out[:feed])

@@ -1,9 +1,9 @@
 // Products of weight rows with vectors: out[a][b] = Σ_k w[b][k] · x[a][k].
 //
 // Every element is summed the same way whatever the block it falls into: 16 lanes over k, then the
-// lanes in a fixed order; on AMX, bf16 rows as tiles.hpp says, and rows in groups as groups.hpp says
-// where there are vectors enough. Rows of weights stream from memory once; while a block of rows is
-// worked on, the block after it is prefetched (of quantised ones, which are small, the second).
+// lanes in a fixed order; on AMX, where there are vectors enough, as tiles.hpp and groups.hpp say.
+// Rows of weights stream from memory once; while a block of rows is worked on, the block after it is
+// prefetched (of quantised ones, which are small, the second).
 #pragma once
 
 #include "groups.hpp"
@@ -204,11 +204,9 @@ inline void dot(
     const float* x, index_t x_step, index_t as, index_t k) {
     const Weights<W> weights{w, w_at, w_step};
 #if defined(QUIRE_TILES)
-    if constexpr (std::is_same_v<W, bf16>)
-        if (tiles()) return dot_tiles(out, out_a, out_b, weights, bs, x, x_step, as, k);
     if constexpr (FEED<W> > 0)
         if (as >= FEED<W> && tiles())
-            return dot_groups(out, out_a, out_b, weights, bs, x, x_step, as, k);
+            return dot_on_tiles(out, out_a, out_b, weights, bs, x, x_step, as, k);
 #endif
     const index_t apart = weights.apart();
     index_t b = 0;

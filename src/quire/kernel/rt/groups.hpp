@@ -15,13 +15,10 @@ constexpr int BESIDE = 4;            // sets of 16 vectors that rows are unpacke
 constexpr int VALUES = 4, PART = 6;  // tiles of rows and of vectors; those before hold sums
 constexpr index_t FETCH = 4;         // pairs of groups that rows are fetched before they are read
 
-// Vectors from which tiles are faster than vectors of floats, of each format.
-template <class W>
-constexpr index_t FEED = 0;
 template <>
-constexpr index_t FEED<int8_group> = 5;
+inline constexpr index_t FEED<int8_group> = 5;
 template <>
-constexpr index_t FEED<int4_block> = 6;
+inline constexpr index_t FEED<int4_block> = 6;
 
 // Where two groups of the first of some rows lie: values and scales.
 struct Pair {
@@ -222,7 +219,7 @@ inline void group_rows(
 }
 
 template <class W>
-__attribute__((noinline)) inline void dot_groups(
+__attribute__((noinline)) inline void dot_on_tiles(
     float* out, index_t out_a, index_t out_b, const Weights<W>& w, index_t bs, const float* x,
     index_t x_step, index_t as, index_t k) {
     if (as == 0 || bs == 0) return;

@@ -23,6 +23,12 @@ constexpr index_t DEEP = 32;   // along k
 constexpr int PIECES = 3;      // bf16 numbers that make up a float
 constexpr index_t AHEAD = 3;   // steps along k that rows are fetched before they are read
 
+// Vectors from which tiles are faster than lanes of floats, of each format.
+template <class W>
+inline constexpr index_t FEED = 0;
+template <>
+inline constexpr index_t FEED<bf16> = 3;
+
 // Linux hands out tile registers on request, for the whole process.
 inline bool tiles() {
     constexpr long request = 0x1023, data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
@@ -289,7 +295,7 @@ inline void dot_panels(
     asm volatile("tilerelease");
 }
 
-__attribute__((noinline)) inline void dot_tiles(
+__attribute__((noinline)) inline void dot_on_tiles(
     float* out, index_t out_a, index_t out_b, const Weights<bf16>& w, index_t bs, const float* x,
     index_t x_step, index_t as, index_t k) {
     if (as == 0 || bs == 0) return;
