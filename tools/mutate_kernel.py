@@ -3,7 +3,9 @@
     python tools/mutate_kernel.py --mutants 200
 
 Lies are told in the source (those of `watch_kernel.py`, and more) and in the tables it is run with.
-A lie that changes nothing (the text is as before) does not count.
+A lie that changes nothing (the text is as before) does not count. What is proved all the same is
+run in the finite field: where nothing differs it is *equivalent* (`0 ≤ 3i + j − 1` for
+`0 ≤ 2i + j − 1`), else ACCEPTED, which is a failure.
 """
 
 from __future__ import annotations
@@ -167,6 +169,16 @@ def plan_of_graph(model: nn.Module, args: tuple[torch.Tensor, ...]) -> KernelPla
     return compile_program(from_exported(export(model.eval(), args), writes=True), "", "graph")
 
 
+def judge(plan: KernelPlan, source: str, tables: Tables) -> str:
+    """What the prover says of a lie, and of one that it proves whether a run finds a difference."""
+    found = prove_kernel(plan.program, source, tables, witness=False)
+    if found.verdict != "proved":
+        return found.verdict
+    found = prove_kernel(plan.program, source, tables, witness=False, exact=True)
+    (run,) = [c for c in found.claims if c.kind == "exact run"]
+    return "equivalent" if run.text.startswith("equal") else "ACCEPTED"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     every = [*CONFIGS, *OPS]
@@ -197,9 +209,9 @@ def main() -> None:
             continue
         kind, source, tables = found
         told += 1
-        result = prove_kernel(plans[name].program, source, tables, witness=False)
-        counts[f"{kind}: {result.verdict}"] += 1
-        if result.verdict == "proved":
+        answer = judge(plans[name], source, tables)
+        counts[f"{kind}: {answer}"] += 1
+        if answer == "ACCEPTED":
             accepted += 1
             print(f"ACCEPTED {name} {kind}\n{_change(plans[name].source, source)}", flush=True)
     for what, times in sorted(counts.items()):

@@ -32,6 +32,7 @@ from quire.verify.memory import ALIVE, Held, Storage, Tensor, fresh
 from quire.verify.number import plain, wrap
 from quire.verify.original import Original
 from quire.verify.poly import variable
+from quire.verify.restart import CALL, Restarts, marked
 from quire.verify.sizes import Sizes
 from quire.verify.steps import Step
 from quire.verify.structure import signature
@@ -54,6 +55,7 @@ class Applied:
         self.untouched: dict[str, Any] = {}
         self.written: set[str] = set()
         self.proved: dict[Any, list[int | None]] = {}
+        self.restarts = Restarts(self.original, self.cuts)
 
     def run(self) -> list[Step]:
         tree = ast.parse(self.source)
@@ -61,10 +63,11 @@ class Applied:
             "torch": Torch(), "aten": Namespace(torch.ops.aten), "kernels": Kernels(),
             "causal_rows": causal_rows, "range": part_loop, "min": smallest, "max": largest,
             "float": float, "device": "device", "__builtins__": {},
+            CALL: self.restarts,
         }  # fmt: skip
         functions = [f for f in tree.body if isinstance(f, ast.FunctionDef)]
         regions = ast.Module([f for f in functions if f.name != "forward"], [])
-        exec(compile(regions, "<emitted>", "exec"), scope)
+        exec(compile(marked(regions), "<emitted>", "exec"), scope)
         (forward,) = [f for f in functions if f.name == "forward"]
         scope["w"] = _Weights(self)
         scope["parts"] = _Parts()
@@ -110,6 +113,7 @@ class Applied:
         if found is not None and self._as_before(found, names, scope, statement.lineno, text):
             return
         contents = self._contents(found, scope)
+        self.restarts.within([self.original.nodes[n] for n in names if n in self.original.nodes])
         with self._expected(names):
             exec(compile(ast.Module([statement], []), "<emitted>", "exec"), scope)
         good = self._made(names, scope, statement.lineno, text)
@@ -207,7 +211,7 @@ class Applied:
             if not isinstance(made, Proxy) or node is None or len(self.program.infos[node]) != 1:
                 continue
             try:
-                want = self.original.value(node, self.cuts, memo)
+                want = self.original.value(node, self.restarts.given, memo)
                 why = differ(made.tensor.value(), want)
             except NoMeaning as error:
                 self.steps.append(Step(line, name, "unknown", str(error)))

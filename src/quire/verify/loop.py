@@ -147,8 +147,8 @@ def _equal(s: Storage, now: Content, want: Content, entry: Content, state: Conte
     for w in items:
         probe = indices(w.shape)
         at = w.forward(probe)
-        got = looked_up(now, at, kind, w.key, probe)
-        if not same(got, looked_up(want, at, kind)):
+        got = looked_up(now, {(): at, w.key: probe}, kind)
+        if not same(got, looked_up(want, {(): at}, kind)):
             return False
     at = indices(s.shape)
     if not agree(covered(items, at), covered(wanted, at)):

@@ -79,19 +79,25 @@ class Storage:
         return self.label
 
 
-def looked_up(content: Content, at: list[Poly], kind: str, key: Any = None, idx: Any = ()) -> Any:
-    """The element at index `at` of a storage; `key` and `idx` say through which view, if any."""
+Seen = dict[tuple[Any, ...], list[Poly]]
+"""Indices of one element, by the key of the view that each is of; `()` is the storage itself."""
+
+
+def looked_up(content: Content, seen: Seen, kind: str) -> Any:
+    """An element of a storage."""
+    at = seen[()]
     if isinstance(content, Held):
         if content.value is None:
             gone = t.make("undef", content.why)
             return t.int_of(gone) if kind == "int" else gone if kind == "real" else _truth(gone)
         return convert(content.value.at(at), kind)
-    if key is not None and content.key == key:
-        return content.value.at(idx)
+    if content.key in seen:
+        # Within what was written: no condition to show.
+        return content.value.at(seen[content.key])
     condition, inner = content.back(at)
     if condition is t.TRUE:
         return content.value.at(inner)
-    older = looked_up(content.older, at, kind, key, idx)
+    older = looked_up(content.older, seen, kind)
     return t.ite(condition, content.value.at(inner), older)
 
 
@@ -127,10 +133,15 @@ class Tensor:
         return Tensor(self.storage, (*self.steps, view), frozen)
 
     def forward(self, idx: Index) -> list[Poly]:
-        at = list(idx)
-        for step in reversed(self.steps):
-            at = step.forward(at)
-        return at
+        return self.seen_at(idx)[()]
+
+    def seen_at(self, idx: Index) -> Seen:
+        """Where the element `idx` is in each of the views that lead here."""
+        at, key = list(idx), self.key
+        found = {key: at}
+        for k in reversed(range(len(self.steps))):
+            found[key[:k]] = at = self.steps[k].forward(at)
+        return found
 
     def back(self, idx: Index) -> tuple[Term, list[Poly]]:
         condition, at = t.TRUE, list(idx)
@@ -155,11 +166,9 @@ class Tensor:
     def _seen_in(self, content: Content) -> Value:
         if not self.steps and isinstance(content, Held) and content.value is not None:
             return content.value
-        kind, key = kind_of(self.dtype), self.key
+        kind = kind_of(self.dtype)
         return build(
-            self.sizes,
-            self.dtype,
-            lambda idx: looked_up(content, self.forward(idx), kind, key, idx),
+            self.sizes, self.dtype, lambda idx: looked_up(content, self.seen_at(idx), kind)
         )
 
     def write(self, value: Value, *, exact: bool = True) -> None:
