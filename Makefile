@@ -72,7 +72,7 @@ picture: $(INSTALLED)
 	$(BIN)/python docs/make_timeline.py
 
 mutants: $(INSTALLED)
-	PYTHONPATH=. $(BIN)/python -W ignore tools/mutate_run.py 500
+	PYTHONPATH=. $(BIN)/python -W ignore tools/mutate_run.py 510
 
 kernel-mutants: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python -W ignore tools/mutate_kernel.py --mutants 200

@@ -7,6 +7,7 @@ from torch import nn
 
 import quire
 from quire.errors import CaptureError, InputError, MissingRuleError
+from quire.verify.rounding import gamma
 from tests.kernel.models import BASE
 
 X = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -220,8 +221,8 @@ def test_a_module_without_inputs_is_refused():
         quire.fuse(nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_attention_over_inputs_of_half_precision(dtype):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_attention_over_inputs_of_other_precision(dtype):
     class Attention(nn.Module):
         def forward(self, q, k, v):
             return nn.functional.scaled_dot_product_attention(q, k, v)
@@ -234,6 +235,20 @@ def test_attention_over_inputs_of_half_precision(dtype):
     fast = quire.fuse(Attention(), tuple(inputs))
     assert fast.certificate.verdict == "proved", fast.certificate.reason
     torch.testing.assert_close(fast(*inputs).float(), want, rtol=0.02, atol=0.02)
+
+
+def test_doubles_are_calculated_in_float32_and_the_certificate_says_so():
+    layer = nn.Linear(64, 8, dtype=torch.float64).eval()
+    x = torch.randn(4, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    fast = quire.fuse(layer, (x,))
+    ((_, said),) = fast.certificate.rounding
+    bound = float(said.rsplit("= ", 1)[1])
+    assert 2 * gamma(64, torch.float32) < bound < 2 * gamma(72, torch.float32)
+    with torch.no_grad():
+        apart = (fast(x) - layer(x)).abs()
+        sizes = x.abs() @ layer.weight.abs().T + layer.bias.abs()
+    assert bool((apart <= bound * sizes).all())
+    assert apart.max() > 2 * gamma(72, torch.float64) * sizes.max()
 
 
 def test_tensors_without_elements():

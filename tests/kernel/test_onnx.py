@@ -125,6 +125,27 @@ def test_functions_of_the_standard_stand_in_for_rules(tmp_path):
     assert np.abs(got.numpy() - want).max() < 1e-5
 
 
+def test_axes_given_as_one_number(tmp_path):
+    inputs = {"x": (TensorProto.FLOAT, [3, 5])}
+    model = single("Unsqueeze", inputs)
+    model.graph.node[0].input.append("axes")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1), "axes"))
+    onnx.save(model, tmp_path / "axes.onnx")
+    x = torch.arange(15.0).reshape(3, 5)
+    assert torch.equal(quire.fuse(tmp_path / "axes.onnx")(x), x[:, None])
+
+
+def test_space_to_depth_by_columns(tmp_path):
+    """The mode of opset 27: undone by DepthToSpace of that mode, which is pixel_shuffle."""
+    x = torch.randn(2, 3, 4, 6)
+    model = single(
+        "SpaceToDepth", {"x": (TensorProto.FLOAT, [2, 3, 4, 6])}, blocksize=2, mode="CRD"
+    )
+    onnx.save(model, tmp_path / "deep.onnx")
+    got = quire.fuse(tmp_path / "deep.onnx")(x)
+    assert torch.equal(got, torch.nn.functional.pixel_unshuffle(x, 2))
+
+
 def test_graphs_without_inputs(tmp_path):
     values = [numpy_helper.from_array(np.array(v, np.float32), k) for k, v in
               (("start", 1.0), ("limit", 9.0), ("by", 2.5))]  # fmt: skip

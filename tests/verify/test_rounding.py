@@ -48,3 +48,22 @@ def test_the_same_order_gives_the_same_bits() -> None:
     assert whole.certificate.rounding == (("output 0", "same order"),)
     with torch.no_grad():
         assert torch.equal(whole(x), model(x))
+
+
+def test_the_coarsest_dtype_on_the_way_decides() -> None:
+    """Float32 in and out, and bfloat16 between them."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(24, 64, dtype=torch.bfloat16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x.to(torch.bfloat16), self.weight).float()
+
+    model, x = Mixed().eval(), torch.randn(1, 256, 64)
+    small = quire.chunk(model, (x,), memory="min")
+    assert small.plan.regions and small.certificate is not None
+    ((_, said),) = small.certificate.rounding
+    bound = float(said.rsplit("= ", 1)[1])
+    assert 2 * gamma(64, torch.bfloat16) < bound < 2 * gamma(68, torch.bfloat16)

@@ -59,7 +59,8 @@ def squeeze(n: Node, x: Tensor, axes: Any = None) -> Tensor:
 
 @op("Unsqueeze", static=(1,))
 def unsqueeze(n: Node, x: Tensor, axes: Any = None) -> Tensor:
-    axes = list(n.get("axes") if axes is None else axes)
+    axes = n.get("axes") if axes is None else axes
+    axes = [axes] if isinstance(axes, int) else list(axes)
     rank = x.ndim + len(axes)
     for axis in sorted(a % rank for a in axes):
         x = x.unsqueeze(axis)
@@ -181,8 +182,9 @@ def depth_to_space(n: Node, x: Tensor) -> Tensor:
 @op("SpaceToDepth")
 def space_to_depth(n: Node, x: Tensor) -> Tensor:
     (batch, depth, rows, columns), b = x.shape, n.get("blocksize")
-    x = x.reshape(batch, depth, rows // b, b, columns // b, b).permute(0, 3, 5, 1, 2, 4)
-    return x.reshape(batch, depth * b * b, rows // b, columns // b)
+    x = x.reshape(batch, depth, rows // b, b, columns // b, b)
+    order = (0, 1, 3, 5, 2, 4) if n.get("mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)
+    return x.permute(order).reshape(batch, depth * b * b, rows // b, columns // b)
 
 
 @op("Trilu", static=(1,))

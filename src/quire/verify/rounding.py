@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
-from quire.capture.program import Program
+from quire.capture.program import Op, Program
 from quire.verify.original import Original
 from quire.verify.poly import Poly
 from quire.verify.sizes import Sizes
@@ -81,9 +81,11 @@ def largest(size: Poly) -> int:
     return total
 
 
-def statements(program: Program, same: bool) -> tuple[tuple[str, str], ...]:
+def statements(
+    program: Program, same: bool, finest: torch.dtype = torch.float64
+) -> tuple[tuple[str, str], ...]:
     """For each output of `program`, what is said of its rounding. `same`: the applied program makes
-    the original's calls, on whole tensors."""
+    the original's calls, on whole tensors. `finest`: the most precise dtype it calculates in."""
     original = Original(program, Sizes(program))
     counts: dict[object, int | None] = {}
     said = []
@@ -94,22 +96,33 @@ def statements(program: Program, same: bool) -> tuple[tuple[str, str], ...]:
         if same:
             said.append((label, "same order"))
             continue
-        longest, unknown = 0, 0
+        worst, unknown = (0.0, 0), 0
         for node in _above(program, out):
             found = _count(original, node, counts)
-            longest, unknown = max(longest, found or 0), unknown + (found is None)
-        dtype = program.info(out).dtype
-        if not dtype.is_floating_point:
+            unknown += found is None
+            for dtype in _floats(program, node):
+                coarse = max(dtype, finest, key=_eps)
+                worst = max(worst, (2 * gamma(found or 0, coarse), found or 0))
+        if not program.info(out).dtype.is_floating_point:
             said.append((label, "exact: no floats"))
         elif unknown:
             said.append((label, f"no bound: {unknown} ops are known by name only"))
         else:
-            bound = 2 * gamma(longest, dtype)
+            bound, most = worst
             said.append(
                 (label, f"each op within 2γ of its evaluation in absolute values, given equal "
-                        f"operands: m ≤ {longest}, 2γ = {bound:.3g}")
+                        f"operands: m ≤ {most}, 2γ = {bound:.3g}")
             )  # fmt: skip
     return tuple(said)
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
+
+
+def _floats(program: Program, node: fx.Node) -> set[torch.dtype]:
+    """The floating dtypes of an op's results."""
+    return {i.dtype for i in program.infos[node] if i.dtype.is_floating_point}
 
 
 def _above(program: Program, out: fx.Node) -> list[fx.Node]:
@@ -136,7 +149,14 @@ def _count(original: Original, node: fx.Node, counts: dict[object, int | None]) 
             value = original.value(node, given, {})
             values = value if isinstance(value, tuple) else (value,)
             found = [roundings(v.scalar) for v in values if isinstance(v, Value)]
-            counts[key] = max(found, default=0)
+            counts[key] = max(found, default=0) + _narrows(original.program, op)
         except (NoMeaning, NotShown):
             counts[key] = None
     return counts[key]
+
+
+def _narrows(program: Program, op: Op) -> bool:
+    """Whether a result's dtype is less precise than an operand's: one rounding more."""
+    read = [d for o in op.operands for d in _floats(program, o.node)]
+    made = _floats(program, op.node)
+    return bool(read and made) and max(map(_eps, made)) > min(map(_eps, read))

@@ -76,18 +76,24 @@ inline vec load16(const bf16* p) {
 #endif
 }
 
-inline vec load16(const fp16* p) {
+// Elements of other types, and of those without instructions here.
+template <class T>
+inline vec load16(const T* p) {
+    float out[LANES];
+    for (int i = 0; i < LANES; ++i) out[i] = float(load(p, i));
+    return load16(out);
+}
+
 #if defined(__AVX512F__)
+inline vec load16(const fp16* p) {
     return {{(part)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}};
+}
 #elif defined(__F16C__)
+inline vec load16(const fp16* p) {
     const auto* half = reinterpret_cast<const __m128i*>(p);
     return parts_of([&](int k) { return (part)_mm256_cvtph_ps(_mm_loadu_si128(half + k)); });
-#else
-    float out[LANES];
-    for (int i = 0; i < LANES; ++i) out[i] = load(p, i);
-    return load16(out);
-#endif
 }
+#endif
 
 #if defined(__AVX2__)
 inline vec floats(__m128i bytes) {
@@ -99,17 +105,11 @@ inline vec floats(__m128i bytes) {
              (part)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(upper))}};
 #endif
 }
-#endif
 
 inline vec load16(const std::int8_t* p) {
-#if defined(__AVX2__)
     return floats(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else
-    float out[LANES];
-    for (int i = 0; i < LANES; ++i) out[i] = float(p[i]);
-    return load16(out);
-#endif
 }
+#endif
 
 // The first n < 16 elements, zeros behind them.
 template <class T>

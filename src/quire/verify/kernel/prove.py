@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
+import torch
 
 from quire.capture.program import Program
 from quire.verify import decide, laws
@@ -113,7 +114,7 @@ def prove_kernel(
 def rounding(program: Program) -> tuple[tuple[str, str], ...]:
     """What is said of each output's rounding: sums are in another order than torch's."""
     try:
-        return statements(program, same=False)
+        return statements(program, same=False, finest=torch.float32)
     except NoMeaning as error:
         return (("outputs", f"no bound: {error}"),)
 
