@@ -32,12 +32,31 @@ class Chain(nn.Module):
         return x.sum(1)
 
 
-def chunked(long: int) -> tuple[Program, str]:
+class Turned(nn.Module):
+    """A convolution between reshapes, which may copy (SegFormer's MixFFN)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 16), nn.Linear(16, 4)
+        self.weight = nn.Parameter(torch.randn(16, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x).transpose(1, 2).reshape(1, 16, 24, 24)
+        x = F.conv2d(x, self.weight, padding=1, groups=16).reshape(1, 16, 576)
+        x = F.layer_norm(self.down(F.gelu(x.transpose(1, 2))), (4,))
+        return x.reshape(1, 24, 24, 4).permute(0, 3, 1, 2).contiguous()
+
+
+def one_region(model: nn.Module, x: Tensor, steps: int) -> tuple[Program, str]:
     torch.manual_seed(0)
-    plan, program = Planning(capture(Chain(long).eval(), (torch.ones(1, 1, 256),))).plan("min")
+    plan, program = Planning(capture(model.eval(), (x,))).plan("min")
     assert len(plan.regions) == 1
-    assert len(plan.regions[0].steps) == 3 * long + 1
+    assert len(plan.regions[0].steps) == steps
     return program, apply_chunks(program, plan).text
+
+
+def chunked(long: int) -> tuple[Program, str]:
+    return one_region(Chain(long), torch.ones(1, 1, 256), 3 * long + 1)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +70,13 @@ def test_terms_do_not_double_with_every_op(four: tuple[Program, str]) -> None:
         assert prove(program, text).verdict == "proved"
         terms.append(len(core._table))
     assert terms[1] < 2.5 * terms[0]
+
+
+def test_views_that_may_be_copies_are_left_as_they_are() -> None:
+    program, text = one_region(Turned(), torch.ones(1, 576, 4), 6)
+    assert "kernels.cut(" in text
+    assert "reshape" in text
+    assert prove(program, text).verdict == "proved"
 
 
 @pytest.mark.parametrize(

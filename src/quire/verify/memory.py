@@ -132,6 +132,14 @@ class Tensor:
             return self
         return Tensor(self.storage, (*self.steps, view), frozen)
 
+    @property
+    def newest(self) -> bool:
+        """Whether what was written last was written through this view."""
+        content = self.storage.content
+        return self.frozen is None and self.key == (
+            content.key if isinstance(content, Write) else ()
+        )
+
     def forward(self, idx: Index) -> list[Poly]:
         return self.seen_at(idx)[()]
 

@@ -104,7 +104,7 @@ class Restarts:
         return {**self.cuts, **self.made}
 
     def __call__(self, site: int, op: str, made: Any, bounds: tuple[tuple[Any, Any], ...]) -> None:
-        if not isinstance(made, Proxy):
+        if not isinstance(made, Proxy) or not made.tensor.newest:
             return
         value = made.tensor.value()
         if isinstance(value.scalar, Poly):
