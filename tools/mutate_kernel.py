@@ -22,12 +22,11 @@ from torch import nn
 from quire.capture.decode import capture_decode
 from quire.capture.export import export, from_exported
 from quire.fusing import tables_of
-from quire.kernel.arena import lives
 from quire.kernel.compile import KernelPlan, compile_program
 from quire.verify.kernel.prove import prove_kernel
 from quire.verify.kernel.tables import Tables
 from tests.verify.kernel.graphs import OPS, graph
-from tools.watch_kernel import CONFIGS, LENGTH, LIES, ROWS, AutoModelForCausalLM, nth
+from tools.watch_kernel import CONFIGS, LENGTH, LIES, ROWS, AutoModelForCausalLM, nth, together
 
 Lie = Callable[[str, int], str | None]
 
@@ -85,13 +84,7 @@ MORE: dict[str, Lie] = {
 
 def _overlapping(plan: KernelPlan, t: Tables, n: int) -> Tables | None:
     """One buffer of the arena moved onto another that is in use at the same time."""
-    found = lives(plan.phases, plan.most)
-    pairs = [
-        (a.name, b.name)
-        for a in found
-        for b in found
-        if a is not b and a.first <= b.last and b.first <= a.last
-    ]
+    pairs = together(plan)
     if not pairs:
         return None
     a, b = pairs[n % len(pairs)]
