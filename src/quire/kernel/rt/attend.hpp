@@ -85,6 +85,19 @@ inline void exponentials(float* part, float* s, index_t n) {
     part[1] = sum16(total);
 }
 
+enum class Ahead { nothing, values, keys };  // keys: values too
+
+constexpr index_t SOON = 16;  // rows
+
+// Rows are asked for twice: into L2 while the other kind is read, and shortly before they are read
+// themselves, since a busy processor drops such requests. Inline: a call that only prefetches is
+// taken for one without effect.
+template <int hint, class T>
+__attribute__((always_inline)) inline void prefetch_row(const T* p, index_t n) {
+    const char* c = reinterpret_cast<const char*>(p);
+    for (index_t b = 0; b < n * index_t(sizeof(T)); b += 64) __builtin_prefetch(c + b, 0, hint);
+}
+
 // part[g][2 + i + c] = Σ_j s[g][j] · value_j[i + c] for c < 16·T, `rest` of the last 16.
 template <int T, int G, class V, class Bring>
 inline void weighted(
@@ -95,6 +108,7 @@ inline void weighted(
         for (int c = 0; c < T; ++c) acc[g][c] = vec{};
     for (index_t j = 0; j < n; ++j) {
         const V* value = values + j * step + i;
+        prefetch_row<3>(value + SOON * step, LANES * T);
         bring(j);
         vec v[T];
         for (int c = 0; c < T; ++c)
@@ -117,14 +131,6 @@ inline void weighted(
         }
 }
 
-enum class Ahead { nothing, values, keys };  // keys: values too
-
-template <class T>
-inline void prefetch_row(const T* p, index_t n) {
-    const char* c = reinterpret_cast<const char*>(p);
-    for (index_t b = 0; b < n * index_t(sizeof(T)); b += 64) __builtin_prefetch(c + b, 0, 2);
-}
-
 // G queries over keys j0 <= j < j1, which are read once for all of them. Of each query,
 // part[0]: maximum, part[1]: Σ exp(s − max), part[2 …]: Σ exp(s − max) · value.
 // `score(g, j, q·k)` is the score, −inf where the key is not live. `ahead` says what to
@@ -141,11 +147,14 @@ inline void attend_block(
     index_t j = 0;
     for (; j + 4 <= n; j += 4) {
         if (ahead != Ahead::nothing)
-            for (int t = 0; t < 4; ++t) prefetch_row(values + (j + t) * value_step, width);
+            for (int t = 0; t < 4; ++t) {
+                prefetch_row<2>(values + (j + t) * value_step, width);
+                prefetch_row<3>(keys + (j + SOON + t) * key_step, inner);
+            }
         scores<4>(s, j, q, inner, keys + j * key_step, key_step);
     }
     for (; j < n; ++j) {
-        if (ahead != Ahead::nothing) prefetch_row(values + j * value_step, width);
+        if (ahead != Ahead::nothing) prefetch_row<2>(values + j * value_step, width);
         scores<1>(s, j, q, inner, keys + j * key_step, key_step);
     }
     for (int g = 0; g < G; ++g) {
@@ -153,7 +162,7 @@ inline void attend_block(
         exponentials(part[g], s[g], n);
     }
     const auto none = [](index_t) {};
-    const auto next = [&](index_t at) { prefetch_row(keys + (n + at) * key_step, inner); };
+    const auto next = [&](index_t at) { prefetch_row<2>(keys + (n + at) * key_step, inner); };
     index_t i = 0;
     for (; i + 16 * TILE <= width; i += 16 * TILE)
         if (ahead == Ahead::keys && i == 0)
