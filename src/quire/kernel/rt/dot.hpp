@@ -18,7 +18,10 @@ constexpr int MANY = 8;               // rows of int4 weights, whose products bi
 // Fetches rows that lie one after another, 24, 16 and 8 ahead of those that are worked on, if there
 // are as many (`left`). In the order in which they lie, and more than once: a processor that is busy
 // drops such requests. (int4 rows that were asked for once, each row by itself, came at two thirds of
-// the speed; int8 rows at four fifths.)
+// the speed; int8 rows at four fifths.) Of rows longer than SHORT bytes each is a stream of its own,
+// for which the processor's prefetcher wants one request a line, two blocks of rows ahead.
+constexpr index_t SHORT = 3000;
+
 class Prefetcher {
 public:
     Prefetcher(const void* first, index_t row, index_t left)
@@ -148,10 +151,13 @@ inline void dot_block(
     constexpr index_t SIZE = sizeof(int8_group), OFTEN = 4;
     const int8_group* row[R];
     for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
-    Prefetcher ahead(row[0], w.step / 32 * SIZE, after + R);
-    const index_t groups = k / 32;
+    const index_t groups = k / 32, next = w.step / 32;
+    Prefetcher ahead(row[0], next * SIZE, after + R);
     for (index_t g = 0; g < groups; ++g) {
-        if (after > 0 && g % OFTEN == 0) ahead.template fetch<R * OFTEN * SIZE>();
+        if (after > 0 && next * SIZE > SHORT)
+            for (int r = 0; r < R; ++r) __builtin_prefetch(row[r] + 2 * R * next + g);
+        else if (after > 0 && g % OFTEN == 0)
+            ahead.template fetch<R * OFTEN * SIZE>();
         dot_group(
             [&](int r, vec& low, vec& high) { weights(row[r][g], low, high); }, x, g * 32, acc);
     }
@@ -178,7 +184,10 @@ __attribute__((always_inline)) inline void dot_block(
     };
     while (g < groups) {
         if (q == 0 && g + 4 <= groups) {
-            if (after > 0) ahead.template fetch<R * SIZE>();
+            if (after > 0 && row > SHORT)
+                for (int r = 0; r < R; ++r) __builtin_prefetch(block[r] + 2 * R * between);
+            else if (after > 0)
+                ahead.template fetch<R * SIZE>();
             group(0);
             group(1);
             group(2);
