@@ -3,7 +3,8 @@
 // Every element is summed the same way whatever the block it falls into: 16 lanes over k, then the
 // lanes in a fixed order; on AMX, where there are vectors enough, as tiles.hpp and groups.hpp say.
 // Rows of weights stream from memory once; while a block of rows is worked on, those after it are
-// prefetched: `after` is how many there are, 0 where they need not be (they have been already).
+// prefetched (`ahead`), also past the last one given: rows are given in units, and the next unit
+// follows.
 #pragma once
 
 #include "groups.hpp"
@@ -15,40 +16,39 @@ namespace quire {
 constexpr int ROWS = 4, COLUMNS = 6;  // 24 sums, and room for what they are made of
 constexpr int MANY = 8;               // rows of int4 weights, whose products bind, with one vector
 
-// Fetches rows that lie one after another, 24, 16 and 8 ahead of those that are worked on, if there
-// are as many (`left`). In the order in which they lie, and more than once: a processor that is busy
-// drops such requests. (int4 rows that were asked for once, each row by itself, came at two thirds of
-// the speed; int8 rows at four fifths.) Of rows longer than SHORT bytes each is a stream of its own,
-// for which the processor's prefetcher wants one request a line, two blocks of rows ahead.
-constexpr index_t SHORT = 3000;
+// Fetches rows that lie one after another, 24, 16 and 8 ahead of those that are worked on. In the
+// order in which they lie, and more than once: a processor that is busy drops such requests. (int4
+// rows that were asked for once, each row by itself, came at two thirds of the speed; int8 rows at
+// four fifths.) Of rows longer than SHORT bytes each is a stream of its own, for which the
+// processor's prefetcher wants one request a line, two blocks of rows ahead.
+constexpr index_t SHORT = 2000;
 
 class Prefetcher {
 public:
-    Prefetcher(const void* first, index_t row, index_t left)
-        : line_(static_cast<const char*>(first)), far_(left > 24 ? 24 * row : 0),
-          middle_(left > 16 ? 16 * row : 0), near_(left > 8 ? 8 * row : 0) {}
+    Prefetcher(const void* first, index_t row)
+        : line_(static_cast<const char*>(first)), eight_(8 * row) {}
     // The next `bytes`. Inline: a call that only prefetches is taken for one without effect.
     template <int bytes>
     __attribute__((always_inline)) void fetch() {
 #pragma GCC unroll 1  // all at once, more are dropped
         for (int n = 0; n < bytes; n += 64) {
-            __builtin_prefetch(line_ + n + far_, 0, 2);
-            __builtin_prefetch(line_ + n + middle_, 0, 2);
-            __builtin_prefetch(line_ + n + near_, 0, 3);
+            __builtin_prefetch(line_ + n + 3 * eight_, 0, 2);
+            __builtin_prefetch(line_ + n + 2 * eight_, 0, 2);
+            __builtin_prefetch(line_ + n + eight_, 0, 3);
         }
         line_ += bytes;
     }
 
 private:
     const char* line_;
-    const index_t far_, middle_, near_;
+    const index_t eight_;
 };
 
 // Products of the rows b, b + apart, … (R of them) with the vectors x, added to acc.
 template <int R, int C, class W>
 inline void dot_block(
     const Weights<W>& w, index_t b, index_t, const float* const (&x)[C], index_t k,
-    vec (&acc)[R][C], index_t after) {
+    vec (&acc)[R][C], bool ahead) {
     const W* row[R];
     for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
     const index_t next = w.row(b + R) - w.row(b);
@@ -62,11 +62,11 @@ inline void dot_block(
     };
     index_t i = 0;
     for (; i + 32 <= k; i += 32) {
-        if (after > 0)
+        if (ahead)
             for (int r = 0; r < R; ++r)
                 for (std::size_t line = 0; line < sizeof(W) / 2; ++line) {
                     const W* at = row[r] + next + i + line * 64 / sizeof(W);
-                    if (after > R) __builtin_prefetch(at + next, 0, 2);
+                    __builtin_prefetch(at + next, 0, 2);
                     __builtin_prefetch(at, 0, 3);
                 }
         step(i);
@@ -147,17 +147,17 @@ __attribute__((always_inline)) inline void dot_group(
 template <int R, int C>
 inline void dot_block(
     const Weights<int8_group>& w, index_t b, index_t, const float* const (&x)[C], index_t k,
-    vec (&acc)[R][C], index_t after) {
+    vec (&acc)[R][C], bool ahead) {
     constexpr index_t SIZE = sizeof(int8_group), OFTEN = 4;
     const int8_group* row[R];
     for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
     const index_t groups = k / 32, next = w.step / 32;
-    Prefetcher ahead(row[0], next * SIZE, after + R);
+    Prefetcher rows(row[0], next * SIZE);
     for (index_t g = 0; g < groups; ++g) {
-        if (after > 0 && next * SIZE > SHORT)
+        if (ahead && next * SIZE > SHORT)
             for (int r = 0; r < R; ++r) __builtin_prefetch(row[r] + 2 * R * next + g);
-        else if (after > 0 && g % OFTEN == 0)
-            ahead.template fetch<R * OFTEN * SIZE>();
+        else if (ahead && g % OFTEN == 0)
+            rows.template fetch<R * OFTEN * SIZE>();
         dot_group(
             [&](int r, vec& low, vec& high) { weights(row[r][g], low, high); }, x, g * 32, acc);
     }
@@ -166,7 +166,7 @@ inline void dot_block(
 template <int R, int C>
 __attribute__((always_inline)) inline void dot_block(
     const Weights<int4_block>& w, index_t b, index_t apart, const float* const (&x)[C], index_t k,
-    vec (&acc)[R][C], index_t after) {
+    vec (&acc)[R][C], bool ahead) {
     constexpr index_t SIZE = sizeof(int4_block);
     const index_t first = w.group(b), between = apart * w.step / 128, groups = k / 32;
     const int4_block* block[R];
@@ -175,7 +175,7 @@ __attribute__((always_inline)) inline void dot_block(
     // Of R · apart rows that lie together this is one in `apart`: it asks for as many.
     const index_t row = between * SIZE / apart;
     const char* own = reinterpret_cast<const char*>(block[0]) + b % apart * (R - 1) * row;
-    Prefetcher ahead(own, row, after + R * apart);
+    Prefetcher rows(own, row);
     index_t g = 0, q = first % 4;
     const auto group = [&](index_t q) __attribute__((always_inline)) {
         dot_group(
@@ -184,10 +184,10 @@ __attribute__((always_inline)) inline void dot_block(
     };
     while (g < groups) {
         if (q == 0 && g + 4 <= groups) {
-            if (after > 0 && row > SHORT)
+            if (ahead && row > SHORT)
                 for (int r = 0; r < R; ++r) __builtin_prefetch(block[r] + 2 * R * between);
-            else if (after > 0)
-                ahead.template fetch<R * SIZE>();
+            else if (ahead)
+                rows.template fetch<R * SIZE>();
             group(0);
             group(1);
             group(2);
@@ -203,11 +203,11 @@ __attribute__((always_inline)) inline void dot_block(
 template <int R, int C, class W>
 inline void dot_tile(
     float* out, index_t out_a, index_t out_b, const Weights<W>& w, index_t b, index_t apart,
-    const float* x, index_t x_step, index_t a, index_t k, index_t after) {
+    const float* x, index_t x_step, index_t a, index_t k, bool ahead) {
     vec acc[R][C] = {};
     const float* xs[C];
     for (int c = 0; c < C; ++c) xs[c] = x + (a + c) * x_step;
-    dot_block<R, C>(w, b, apart, xs, k, acc, after);
+    dot_block<R, C>(w, b, apart, xs, k, acc, ahead);
     for (int c = 0; c < C; ++c)
         for (int q = 0; q < R; q += 4) {
             vec column[4] = {};
@@ -222,12 +222,12 @@ inline void dot_tile(
 template <int R, class W>
 inline void dot_rows(
     float* out, index_t out_a, index_t out_b, const Weights<W>& w, index_t b, index_t apart,
-    const float* x, index_t x_step, index_t as, index_t k, index_t after) {
+    const float* x, index_t x_step, index_t as, index_t k) {
     index_t a = 0;
     const auto tile = [&](auto many) {
         // The first pass over a block brings those after it; later passes find theirs in cache.
         dot_tile<R, many>(
-            out, out_a, out_b, w, b, apart, x, x_step, a, k, a == 0 ? after : index_t(0));
+            out, out_a, out_b, w, b, apart, x, x_step, a, k, a == 0);
         a += many;
     };
     while (as - a >= COLUMNS) tile(std::integral_constant<int, COLUMNS>{});
@@ -250,9 +250,8 @@ inline void dot(
     const index_t apart = weights.apart();
     index_t b = 0;
     const auto rows = [&](auto many, index_t apart) {
-        const index_t after = bs - b - many * apart;
         for (index_t s = 0; s < apart; ++s)
-            dot_rows<many>(out, out_a, out_b, weights, b + s, apart, x, x_step, as, k, after);
+            dot_rows<many>(out, out_a, out_b, weights, b + s, apart, x, x_step, as, k);
         b += many * apart;
     };
     if constexpr (std::is_same_v<W, int4_block>)
