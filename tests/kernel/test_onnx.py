@@ -136,7 +136,7 @@ def test_axes_given_as_one_number(tmp_path):
 
 
 def test_space_to_depth_by_columns(tmp_path):
-    """The mode of opset 27: undone by DepthToSpace of that mode, which is pixel_shuffle."""
+    """The mode of opset 28: undone by DepthToSpace of that mode, which is pixel_shuffle."""
     x = torch.randn(2, 3, 4, 6)
     model = single(
         "SpaceToDepth", {"x": (TensorProto.FLOAT, [2, 3, 4, 6])}, blocksize=2, mode="CRD"

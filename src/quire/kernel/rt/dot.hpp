@@ -226,8 +226,7 @@ inline void dot_rows(
     index_t a = 0;
     const auto tile = [&](auto many) {
         // The first pass over a block brings those after it; later passes find theirs in cache.
-        dot_tile<R, many>(
-            out, out_a, out_b, w, b, apart, x, x_step, a, k, a == 0);
+        dot_tile<R, many>(out, out_a, out_b, w, b, apart, x, x_step, a, k, a == 0);
         a += many;
     };
     while (as - a >= COLUMNS) tile(std::integral_constant<int, COLUMNS>{});
