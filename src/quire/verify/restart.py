@@ -32,8 +32,6 @@ def marked(functions: ast.Module) -> ast.Module:
     """`functions` with a call of `CALL` after each op of a loop's body: where it is, the op, its
     result, and the bounds that were cut before it."""
     for loop in [n for n in ast.walk(functions) if isinstance(n, ast.For)]:
-        if not any(_is_cut(n) for n in loop.body):
-            continue
         bounds: list[tuple[str, str]] = []
         body: list[ast.stmt] = []
         for statement in loop.body:
@@ -42,7 +40,7 @@ def marked(functions: ast.Module) -> ast.Module:
             if names is not None:
                 bounds = [*bounds, names]
             made = _made(statement)
-            if made is not None:
+            if made is not None and any(_is_cut(n) for n in loop.body):
                 op, name = made
                 pairs = "".join(f"({lo}, {hi}), " for lo, hi in reversed(bounds))
                 text = f"_({statement.lineno}, {op!r}, {name}, ({pairs}))"
@@ -69,10 +67,7 @@ def _bounds(statement: ast.stmt) -> tuple[str, str] | None:
 
 
 def _is_cut(statement: ast.stmt) -> bool:
-    """Whether rows are cut for a halo: elsewhere terms do not grow."""
-    return isinstance(statement, ast.Assign) and ast.unparse(statement.value).startswith(
-        "kernels.cut("
-    )
+    return isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Tuple)
 
 
 def _made(statement: ast.stmt) -> tuple[str, str] | None:
