@@ -30,7 +30,7 @@ def save(what: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any]) ->
     hardware = host.describe()
     kept = json.loads(path.read_text()) if path.exists() else {"hardware": hardware, "rows": []}
     old = kept["rows"] if kept["hardware"] == hardware else []
-    command = "python -m " + " ".join([_module(), *sys.argv[1:]])
+    command = " ".join(["python", _script(), *sys.argv[1:]])
     date = datetime.date.today().isoformat()
     new = {row["key"] for row in rows}
     record = {
@@ -47,8 +47,13 @@ def save(what: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any]) ->
     return path
 
 
-def _module() -> str:
-    return "benchmarks." + Path(sys.argv[0]).stem
+def _script() -> str:
+    """What runs, as it is called in the repository: a benchmark is a module, a tool a file."""
+    path = Path(sys.argv[0]).resolve()
+    if path.parent == Path(__file__).parent:
+        return f"-m benchmarks.{path.stem}"
+    root = Path(__file__).parents[1]
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def records(what: str) -> list[dict[str, Any]]:
