@@ -120,3 +120,35 @@ extern "C" __attribute__((visibility("default"))) int team(
     team->stop();
     return good ? 0 : 1;
 }
+
+// Calls of phases of `segments` segments of the same units. Worker `slow` sleeps in each run of
+// units. `did` counts [call·phase][segment][unit], `by` the units of each worker.
+extern "C" __attribute__((visibility("default"))) int units(
+    int workers, int calls, int phases, int segments, index_t count, index_t align, int slow,
+    double seconds, int* did, index_t* by) {
+    const auto team = Team::start(workers, 60);
+    std::mutex mutex;
+    bool good = true;
+    for (int call = 0; call < calls; ++call)
+        good &= team->run([&, at = team.get()](int worker) {
+            Native q(*at, worker, nullptr, nullptr, nullptr, nullptr);
+            for (int phase = 0; phase < phases; ++phase) {
+                q.enter();
+                for (int s = 0; s < segments; ++s) {
+                    int* here = did + ((call * phases + phase) * segments + s) * count;
+                    q.units(
+                        q.share(s * count, 1, count, segments * count, align), count, count,
+                        [&](index_t, index_t from, index_t to) {
+                            if (worker == slow)
+                                std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+                            std::lock_guard<std::mutex> hold(mutex);
+                            for (index_t u = from; u < to; ++u) here[u] += 1;
+                            by[worker] += to - from;
+                        });
+                }
+                if (phase + 1 < phases) q.wait();
+            }
+        });
+    team->stop();
+    return good ? 0 : 1;
+}

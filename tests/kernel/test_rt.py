@@ -375,3 +375,31 @@ def test_a_hung_worker_is_reported(lib, sleeper):
     assert code == 1
     assert f"worker {sleeper}: phase 3, working" in report
     assert f"worker {1 - sleeper}: phase 3, waiting" in report
+
+
+def run_units(lib, workers, segments, count, align, calls=5, phases=7, slow=-1, seconds=0.0):
+    """How often each unit was done, [calls·phases, segments, count]; how many by each worker."""
+    did = torch.zeros(calls * phases, segments, count, dtype=torch.int32)
+    by = torch.zeros(workers, dtype=torch.int64)
+    code = lib.units(
+        workers, calls, phases, segments, ctypes.c_int64(count), ctypes.c_int64(align), slow,
+        ctypes.c_double(seconds), pointer(did), pointer(by),
+    )  # fmt: skip
+    assert code == 0
+    return did, by
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    "segments, count, align", [(1, 1, 1), (3, 7, 1), (2, 256, 16), (11, 48, 4)]
+)
+def test_every_unit_is_done_once(lib, workers, segments, count, align):
+    did, by = run_units(lib, workers, segments, count, align, calls=40)
+    assert (did == 1).all()
+    assert by.sum() == did.sum()
+
+
+def test_units_of_a_slow_worker_are_done_by_others(lib):
+    did, by = run_units(lib, 2, 1, 512, 16, slow=1, seconds=0.01)
+    assert (did == 1).all()
+    assert by[0] > 0.6 * by.sum()

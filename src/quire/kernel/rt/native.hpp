@@ -11,8 +11,11 @@
 
 namespace quire {
 
-struct Span {
+// The units of a segment that holds the work [start, start + cost·units) of a phase's total, and
+// those of them that a worker begins with.
+struct Share {
     index_t lo, hi;
+    index_t start, cost, units, total, align;
 };
 
 constexpr index_t TOGETHER = 16;  // queries that one worker takes through a block of keys
@@ -183,21 +186,29 @@ public:
     }
 
     // --- sharing out -----------------------------------------------------------------------
-    // This worker's units of a segment that holds the work [start, start + cost·units) of total.
-    Span share(index_t start, index_t cost, index_t units, index_t total, index_t align) const {
-        return {cut(worker_, start, cost, units, total, align),
-                cut(worker_ + 1, start, cost, units, total, align)};
+    Share share(index_t start, index_t cost, index_t units, index_t total, index_t align) const {
+        Share s{0, 0, start, cost, units, total, align};
+        const Span own = span(s, worker_);
+        s.lo = own.lo;
+        s.hi = own.hi;
+        return s;
     }
-    // body(o, r0, r1) for runs of inner units r0 … r1 of each outer one, `chunk` at a time.
+    // body(o, r0, r1) for runs of inner units r0 … r1 of each outer one, `chunk` at a time. A worker
+    // whose share of the phase ends here helps the others with theirs.
     template <class Body>
-    static void units(Span s, index_t inner, index_t chunk, Body body) {
-        for (index_t u = s.lo; u < s.hi;) {
-            const index_t o = u / inner, r = u % inner;
-            index_t n = s.hi - u;
-            if (n > inner - r) n = inner - r;
-            if (n > chunk) n = chunk;
-            body(o, r, r + n);
-            u += n;
+    void units(const Share& s, index_t inner, index_t chunk, Body body) {
+        const int workers = team_.size(), segment = segment_++;
+        const bool fixed = workers == 1 || segment >= SEGMENTS;
+        const int helped = !fixed && edge(worker_ + 1, s) <= s.cost * s.units ? workers : 1;
+        for (int k = 0; k < helped; ++k) {
+            const int owner = (worker_ + k) % workers;
+            const Span all = span(s, owner);
+            Span some;
+            do {
+                some = fixed ? all
+                             : team_.claims().take(round_, segment, owner, k == 0, all, s.align);
+                runs(some, inner, chunk, body);
+            } while (!fixed && some.lo < some.hi);
         }
     }
     template <class T>
@@ -208,7 +219,12 @@ public:
     }
 
     // --- phases ----------------------------------------------------------------------------
-    void enter() { team_.enter(worker_, phase_++); }
+    void enter() {
+        team_.enter(worker_, phase_++);
+        round_ = team_.round();
+        team_.claims().renew(round_, worker_);
+        segment_ = 0;
+    }
     void leave(int used) {
         slots_ += used;
         team_.barrier(worker_);
@@ -218,24 +234,41 @@ public:
     void wait() { team_.barrier(worker_); }
 
 private:
-    index_t cut(int t, index_t start, index_t cost, index_t units, index_t total, index_t align) const {
-        const index_t edge = index_t(__int128(total) * t / team_.size()) - start;
-        if (edge <= 0) return 0;
-        if (edge >= cost * units) return units;
-        index_t u = edge / cost;
-        u = (u + align / 2) / align * align;
-        return u < units ? u : units;
-    }
-
     Team& team_;
     const int worker_;
     void* const* slots_;
     const index_t* lengths_;
     const index_t* repeats_;
     char* scratch_;
-    int phase_ = 0;
+    int phase_ = 0, segment_ = 0;
+    unsigned round_ = 0;
+
+    // Where the work of the workers before t ends, counted from the segment's start.
+    index_t edge(int t, const Share& s) const {
+        return index_t(__int128(s.total) * t / team_.size()) - s.start;
+    }
 
 protected:
+    int workers() const { return team_.size(); }
+    Span span(const Share& s, int worker) const { return {cut(worker, s), cut(worker + 1, s)}; }
+    index_t cut(int t, const Share& s) const {
+        const index_t at = edge(t, s);
+        if (at <= 0) return 0;
+        if (at >= s.cost * s.units) return s.units;
+        const index_t u = (at / s.cost + s.align / 2) / s.align * s.align;
+        return u < s.units ? u : s.units;
+    }
+    template <class Body>
+    static void runs(Span s, index_t inner, index_t chunk, Body& body) {
+        for (index_t u = s.lo; u < s.hi;) {
+            const index_t o = u / inner, r = u % inner;
+            index_t n = s.hi - u;
+            if (n > inner - r) n = inner - r;
+            if (n > chunk) n = chunk;
+            body(o, r, r + n);
+            u += n;
+        }
+    }
     // body(u, g0, g1, s) for this worker's units of an attention: `outer` groups of queries that
     // share keys × blocks of keys. A worker takes those whose middle key falls in its share of all
     // keys, counted over units in their order.

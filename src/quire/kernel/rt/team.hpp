@@ -21,7 +21,7 @@
 #include <thread>
 #include <vector>
 
-#include "types.hpp"
+#include "claims.hpp"
 
 namespace quire {
 
@@ -72,6 +72,9 @@ public:
     int size() const { return size_; }
     bool is_mine() const { return pid_ == getpid(); }
     const std::string& report() const { return report_; }
+    // How often all have met, and what they have claimed since.
+    unsigned round() const { return round_.load(std::memory_order_acquire); }
+    Claims& claims() { return claims_; }
 
     // body(worker) on every worker; true if all came through. Workers keep a copy of `body`.
     template <class Body>
@@ -124,7 +127,7 @@ public:
 
 private:
     Team(int size, double limit)
-        : size_(size), limit_(limit), places_(new Place[size]), pid_(getpid()) {}
+        : size_(size), limit_(limit), places_(new Place[size]), claims_(size), pid_(getpid()) {}
 
     template <class Done>
     void wait(int, Done done) {
@@ -186,6 +189,7 @@ private:
     const int size_;
     const double limit_;
     std::unique_ptr<Place[]> places_;
+    Claims claims_;
     const pid_t pid_;
     std::vector<std::thread> threads_;
     std::mutex mutex_;

@@ -217,6 +217,13 @@ public:
         for (index_t i = 0; i < width; ++i) good &= touch(out, at + i * out_step, 1, true);
         if (good) Native::merge(out.p, at, out_step, parts.p, part_at, width, block, lo, hi);
     }
+    // Every worker may do every unit: they are dealt out in turn.
+    template <class Body>
+    void units(const Share& s, index_t inner, index_t chunk, Body body) const {
+        const index_t hi = span(s, workers() - 1).hi;
+        for (index_t u = span(s, 0).lo + worker_ * s.align; u < hi; u += workers() * s.align)
+            runs({u, smaller(u + s.align, hi)}, inner, chunk, body);
+    }
     template <class T>
     void prefetch(const Watched<T>& a, index_t, index_t) const {
         if (a.buffer < 0 || watcher_.buffer(a.buffer).role != Role::weight)
