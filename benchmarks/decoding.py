@@ -7,10 +7,10 @@
 
 Seeded random weights, the same for all. Each engine is a process of its own that is stopped while
 another runs. A round reads as many bytes as the weights take (a sum with all threads: the read part
-of STREAM), then takes two steps of each engine, of which the second counts; the figures are
-medians over rounds. `share` is the bytes of weights and live keys and values a second over that
-bandwidth. `off` is the largest difference of the logits after 16 tokens from float32, over the
-largest logit.
+of STREAM, in large pages where the system has them), then takes two steps of each engine, of which
+the second counts; the figures are medians over rounds. `share` is the bytes of weights and live
+keys and values a second over that bandwidth. `off` is the largest difference of the logits after 16
+tokens from float32, over the largest logit.
 
 llama.cpp, ONNX Runtime and OpenVINO run under the Python of QUIRE_PEERS (default: this one), in an
 environment such as
@@ -40,6 +40,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.record import save, table
+from quire.runtime import pages
 
 PEERS = Path(__file__).parent / "peers"
 ANSWER = "ANSWER "
@@ -153,7 +154,7 @@ def measure(
         if first is None:
             raise SystemExit(f"quire did not start: {engines[0].error}")
         nbytes, per_token = first.facts["weight_bytes"], first.facts["cache_bytes"]
-        held = torch.ones(nbytes // 4)
+        held = pages.allocate(nbytes // 4 * 4).view(torch.float32).fill_(1)
         off = {}
         for engine in engines:
             got = engine.ask({"ids": CHECK}).get("logits")

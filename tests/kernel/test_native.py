@@ -11,10 +11,12 @@ import attrs
 import pytest
 import torch
 
+import quire
 from quire.errors import InputError, QuireError
 from quire.runtime import build
 from quire.runtime.native import NativeKernel
 from tests.kernel.decode import BATCH, decode, kernel_of
+from tests.large_pages import large_kib, needs_large_pages
 
 IDS = torch.arange(60).reshape(3, 20) * 5 % 320
 STARTS = torch.tensor([0, 3, 1])
@@ -114,6 +116,16 @@ def test_compiled_once(made):
 def test_weights_are_read_in_place(made):
     _, kernel = made
     assert kernel.packed_bytes == 0
+
+
+@needs_large_pages
+def test_weights_move_to_large_pages():
+    model = torch.nn.Linear(2048, 2048)
+    x = torch.randn(2, 2048)
+    want, was = model(x), large_kib(model.weight)
+    fast = quire.fuse(torch.export.export(model, (x,)), verify=False)
+    assert large_kib(model.weight) - was >= 6 * 1024
+    torch.testing.assert_close(fast(x), want)
 
 
 def test_too_many_rows_are_refused(made):

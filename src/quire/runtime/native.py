@@ -27,9 +27,9 @@ WATCHDOG = 60.0
 class NativeKernel:
     """A compiled kernel.
 
-    Weights are read where they lie in the program's state; those that are packed (quantised, or
-    stored with their rows apart) are copied once. Calls from several threads take turns; who uses
-    `bind` and `run` holds `turn` around both.
+    Weights are read where they lie in the program's state, in large pages where the system moves
+    them there; those that are packed (quantised, or stored with their rows apart) are copied once.
+    Calls from several threads take turns; who uses `bind` and `run` holds `turn` around both.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class NativeKernel:
                 made, at = place.copy_(made), at + -(-size // 64) * 64
             self._weights[key] = made
             self.packed_bytes += size
+        pages.enlarge(self._weights.values())
 
     def weight(self, buffer: Buffer) -> torch.Tensor:
         """A weight as the kernel reads it."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -24,6 +26,39 @@ def allocate(size: int) -> torch.Tensor:
     whole = torch.frombuffer(room, dtype=torch.uint8)
     start = -whole.data_ptr() % LARGE
     return whole[start : start + size]
+
+
+def enlarge(held: Iterable[torch.Tensor]) -> None:
+    """Moves the memory of these tensors to large pages, where the system can.
+
+    Addresses and values stay; so does what is mapped from a file.
+    """
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None or sys.platform != "linux":
+        return
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for start, end in _neighbours(t.untyped_storage() for t in held):
+        first, last = -(-start // LARGE) * LARGE, end // LARGE * LARGE
+        if first < last and madvise(first, last - first, advice) == 0:
+            madvise(first, last - first, _COLLAPSE)  # before Linux 6.1 it happens in its own time
+
+
+_COLLAPSE = 25
+"""MADV_COLLAPSE of linux/mman.h."""
+
+
+def _neighbours(storages: Iterable[torch.UntypedStorage]) -> list[tuple[int, int]]:
+    """The small pages they lie in, from and to, as few ranges: weights side by side may share a
+    large page."""
+    small, joined = mmap.PAGESIZE, list[tuple[int, int]]()
+    for at, size in sorted({(s.data_ptr(), s.nbytes()) for s in storages}):
+        start, end = at // small * small, -(-(at + size) // small) * small
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def tensors(shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> list[torch.Tensor]:
