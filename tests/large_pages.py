@@ -11,16 +11,17 @@ SIZES = Path("/proc/self/smaps")
 
 
 def large_kib(tensor: torch.Tensor) -> int:
-    """KiB of large pages in the mapping around a tensor's middle."""
-    middle, inside = tensor.data_ptr() + tensor.nbytes // 2, False
+    """KiB of large pages in the mappings that hold a tensor, of their other memory too."""
+    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    total, inside = 0, False
     for line in SIZES.read_text().splitlines():
         head, *rest = line.split()
         if "-" in head:
-            low, high = (int(end, 16) for end in head.split("-"))
-            inside = low <= middle < high
+            low, high = (int(at, 16) for at in head.split("-"))
+            inside = low < end and start < high
         elif inside and head == "AnonHugePages:":
-            return int(rest[0])
-    return 0
+            total += int(rest[0])
+    return total
 
 
 needs_large_pages = pytest.mark.skipif(

@@ -2,10 +2,12 @@
 
 import gc
 import mmap
+import warnings
 
 import pytest
 import torch
 
+from quire.runtime import pages
 from quire.runtime.pages import LARGE, allocate, enlarge, tensors
 from tests.large_pages import large_kib, needs_large_pages
 
@@ -52,11 +54,63 @@ def test_weights_move_to_large_pages_where_they_lie():
     assert all(torch.equal(a, b) for a, b in zip(held, before, strict=True))
 
 
-def test_memory_of_a_file_stays_as_it_is(tmp_path):
+BYTES = bytes(range(256))
+
+
+def file_of(path, shared):
+    path.write_bytes(BYTES * (4 * LARGE // 256))
+    held = torch.from_file(str(path), shared=shared, size=4 * LARGE, dtype=torch.uint8)
+    assert not large_kib(held)
+    return held
+
+
+@needs_large_pages
+@pytest.mark.parametrize("at_once", [LARGE, 64 * LARGE])
+def test_private_memory_of_a_file_moves_to_large_pages(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(pages, "_AT_ONCE", at_once)
+    held = file_of(tmp_path / "weights", shared=False)
+    held[LARGE] = 9
+    want, place = held.clone(), held.data_ptr()
+    enlarge([held[5:], held])
+    assert large_kib(held) >= 3 * LARGE // 1024
+    assert held.data_ptr() == place and torch.equal(held, want)
+    held[2 * LARGE] = 7
+    assert (tmp_path / "weights").read_bytes() == BYTES * (4 * LARGE // 256)
+
+
+@needs_large_pages
+def test_what_cannot_be_written_stays_so(tmp_path):
     path = tmp_path / "weights"
-    path.write_bytes(bytes(range(256)) * (3 * LARGE // 256))
-    held = torch.from_file(str(path), shared=True, size=3 * LARGE, dtype=torch.uint8)
+    path.write_bytes(BYTES * (4 * LARGE // 256))
+    with path.open("rb") as file:
+        room = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    with warnings.catch_warnings(action="ignore"):  # that it is not writable
+        held = torch.frombuffer(room, dtype=torch.uint8)
     enlarge([held])
-    assert bytes(held.numpy()[:512]) == bytes(range(256)) * 2
-    held[0] = 9
-    assert path.read_bytes()[0] == 9
+    assert large_kib(held) >= 3 * LARGE // 1024
+    assert bytes(held[2 * LARGE :].numpy()) == BYTES * (2 * LARGE // 256)
+    (mode,) = [
+        m for low, high, m, _ in pages._mappings() if low <= held.data_ptr() + 2 * LARGE < high
+    ]
+    assert mode == "r--p"
+
+
+def test_memory_that_is_shared_stays_as_it_is(tmp_path):
+    held = file_of(tmp_path / "weights", shared=True)
+    enlarge([held])
+    held[LARGE + 1] = 9
+    assert (tmp_path / "weights").read_bytes()[LARGE + 1] == 9
+
+
+@needs_large_pages
+def test_weights_stay_where_the_system_refuses(tmp_path, monkeypatch):
+    class Refuses:
+        def __getattr__(self, name):
+            refusal = {"mmap": pages._FAILED, "madvise": -1}
+            return lambda *_: refusal[name]
+
+    held = [file_of(tmp_path / "weights", shared=False), torch.arange(4 * LARGE)]
+    want = [t.clone() for t in held]
+    monkeypatch.setattr(pages, "_libc", Refuses)
+    enlarge(held)
+    assert all(torch.equal(a, b) for a, b in zip(held, want, strict=True))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import math
 import mmap
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -31,21 +33,41 @@ def allocate(size: int) -> torch.Tensor:
 def enlarge(held: Iterable[torch.Tensor]) -> None:
     """Moves the memory of these tensors to large pages, where the system can.
 
-    Addresses and values stay; so does what is mapped from a file.
+    Addresses and values stay. What is mapped privately from a file (`from_pretrained` does so) is
+    memory of the process from then on: nobody else may write to it meanwhile. What is shared with
+    other processes stays as it is.
     """
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is None or sys.platform != "linux":
+    if sys.platform != "linux":
         return
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for start, end in _neighbours(t.untyped_storage() for t in held):
-        first, last = -(-start // LARGE) * LARGE, end // LARGE * LARGE
-        if first < last and madvise(first, last - first, advice) == 0:
-            madvise(first, last - first, _COLLAPSE)  # before Linux 6.1 it happens in its own time
+    ranges = _neighbours(t.untyped_storage() for t in held)
+    for low, high, mode, inode in _mappings():
+        for start, end in ranges:
+            first = -(-max(start, low) // LARGE) * LARGE
+            last = min(end, high) // LARGE * LARGE
+            if first >= last or "p" not in mode:
+                continue
+            if inode == "0":
+                _collapse(first, last - first)
+            else:
+                for at in range(first, last, _AT_ONCE):
+                    _copy_over(at, min(_AT_ONCE, last - at), "w" in mode)
 
 
-_COLLAPSE = 25
-"""MADV_COLLAPSE of linux/mman.h."""
+_AT_ONCE = 64 * LARGE
+"""Bytes that a copy takes besides."""
+
+_COLLAPSE, _FIXED = 25, 1 | 2
+"""MADV_COLLAPSE, and MREMAP_MAYMOVE | MREMAP_FIXED, of linux/mman.h."""
+
+
+def _mappings() -> list[tuple[int, int, str, str]]:
+    """Begin, end, permissions and inode (0: no file) of this process's mappings."""
+    found = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, mode, _, _, inode, *_ = line.split()
+        low, high = (int(end, 16) for end in span.split("-"))
+        found.append((low, high, mode, inode))
+    return found
 
 
 def _neighbours(storages: Iterable[torch.UntypedStorage]) -> list[tuple[int, int]]:
@@ -59,6 +81,45 @@ def _neighbours(storages: Iterable[torch.UntypedStorage]) -> list[tuple[int, int
         else:
             joined.append((start, end))
     return joined
+
+
+def _collapse(at: int, size: int) -> None:
+    libc = _libc()
+    if libc.madvise(at, size, mmap.MADV_HUGEPAGE) == 0:
+        libc.madvise(at, size, _COLLAPSE)  # before Linux 6.1 it happens in its own time
+
+
+def _copy_over(at: int, size: int, writable: bool) -> None:
+    """Large pages with the same values in place of `size` bytes, whole large pages."""
+    libc = _libc()
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    room = libc.mmap(None, size + LARGE, access, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if room == _FAILED:
+        return
+    start = -(-room // LARGE) * LARGE
+    libc.munmap(room, start - room)
+    libc.munmap(start + size, room + LARGE - start)
+    libc.madvise(start, size, mmap.MADV_HUGEPAGE)
+    ctypes.memmove(start, at, size)
+    if not writable:
+        libc.mprotect(start, size, mmap.PROT_READ)
+    if libc.mremap(start, size, size, _FIXED, at) == _FAILED:
+        libc.munmap(start, size)
+
+
+_FAILED = ctypes.c_void_p(-1).value
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None)
+    size, place = ctypes.c_size_t, ctypes.c_void_p
+    libc.mmap.argtypes = [place, size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.mremap.argtypes = [place, size, size, ctypes.c_int, place]
+    libc.munmap.argtypes = [place, size]
+    libc.madvise.argtypes = libc.mprotect.argtypes = [place, size, ctypes.c_int]
+    libc.mmap.restype = libc.mremap.restype = place
+    return libc
 
 
 def tensors(shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> list[torch.Tensor]:

@@ -42,7 +42,8 @@ public:
             const index_t first = index_t(taken >> 32);
             const index_t last = pieces - index_t(taken & 0xffffffffu);
             if (first >= last) return {all.hi, all.hi};
-            const index_t left = last - first, n = left - left / (front ? 4 : 2);
+            const index_t left = last - first, some = left - left / (front ? 4 : 2);
+            const index_t n = std::min(left, some + some % 2);  // tiles work on two pieces at a time
             const index_t from = front ? first : last - n;
             if (count.compare_exchange_weak(
                     taken, taken + (std::uint64_t(n) << (front ? 32 : 0)),
