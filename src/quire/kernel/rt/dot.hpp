@@ -16,32 +16,30 @@ namespace quire {
 constexpr int ROWS = 4, COLUMNS = 6;  // 24 sums, and room for what they are made of
 constexpr int MANY = 8;               // rows of int4 weights, whose products bind, with one vector
 
-// Fetches rows that lie one after another, 24, 16 and 8 ahead of those that are worked on. In the
-// order in which they lie, and more than once: a processor that is busy drops such requests. (int4
-// rows that were asked for once, each row by itself, came at two thirds of the speed; int8 rows at
-// four fifths.) Of rows longer than SHORT bytes each is a stream of its own, for which the
-// processor's prefetcher wants one request a line, two blocks of rows ahead.
+// Fetches rows that lie one after another, three times, each `apart` bytes nearer to those that are
+// worked on. In the order in which they lie, and more than once: a processor that is busy drops such
+// requests. (int4 rows that were asked for once, each row by itself, came at two thirds of the
+// speed; int8 rows at four fifths.) Of rows longer than SHORT bytes each is a stream of its own, for
+// which the processor's prefetcher wants one request a line, two blocks of rows ahead.
 constexpr index_t SHORT = 2000;
 
 class Prefetcher {
 public:
-    Prefetcher(const void* first, index_t row)
-        : line_(static_cast<const char*>(first)), eight_(8 * row) {}
+    explicit Prefetcher(const void* first) : line_(static_cast<const char*>(first)) {}
     // The next `bytes`. Inline: a call that only prefetches is taken for one without effect.
     template <int bytes>
-    __attribute__((always_inline)) void fetch() {
+    __attribute__((always_inline)) void fetch(index_t apart) {
 #pragma GCC unroll 1  // all at once, more are dropped
         for (int n = 0; n < bytes; n += 64) {
-            __builtin_prefetch(line_ + n + 3 * eight_, 0, 2);
-            __builtin_prefetch(line_ + n + 2 * eight_, 0, 2);
-            __builtin_prefetch(line_ + n + eight_, 0, 3);
+            __builtin_prefetch(line_ + n + 3 * apart, 0, 2);
+            __builtin_prefetch(line_ + n + 2 * apart, 0, 2);
+            __builtin_prefetch(line_ + n + apart, 0, 3);
         }
         line_ += bytes;
     }
 
 private:
     const char* line_;
-    const index_t eight_;
 };
 
 // Products of the rows b, b + apart, … (R of them) with the vectors x, added to acc.
@@ -152,12 +150,12 @@ inline void dot_block(
     const int8_group* row[R];
     for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
     const index_t groups = k / 32, next = w.step / 32;
-    Prefetcher rows(row[0], next * SIZE);
+    Prefetcher rows(row[0]);
     for (index_t g = 0; g < groups; ++g) {
         if (ahead && next * SIZE > SHORT)
             for (int r = 0; r < R; ++r) __builtin_prefetch(row[r] + 2 * R * next + g);
         else if (ahead && g % OFTEN == 0)
-            rows.template fetch<R * OFTEN * SIZE>();
+            rows.template fetch<R * OFTEN * SIZE>(8 * next * SIZE);
         dot_group(
             [&](int r, vec& low, vec& high) { weights(row[r][g], low, high); }, x, g * 32, acc);
     }
@@ -168,6 +166,7 @@ __attribute__((always_inline)) inline void dot_block(
     const Weights<int4_block>& w, index_t b, index_t apart, const float* const (&x)[C], index_t k,
     vec (&acc)[R][C], bool ahead) {
     constexpr index_t SIZE = sizeof(int4_block);
+    constexpr index_t APART = 77 * 64;  // a constant: no instructions for it in a loop that binds
     const index_t first = w.group(b), between = apart * w.step / 128, groups = k / 32;
     const int4_block* block[R];
     block[0] = w.base + first / 4;
@@ -175,7 +174,7 @@ __attribute__((always_inline)) inline void dot_block(
     // Of R · apart rows that lie together this is one in `apart`: it asks for as many.
     const index_t row = between * SIZE / apart;
     const char* own = reinterpret_cast<const char*>(block[0]) + b % apart * (R - 1) * row;
-    Prefetcher rows(own, row);
+    Prefetcher rows(own);
     index_t g = 0, q = first % 4;
     const auto group = [&](index_t q) __attribute__((always_inline)) {
         dot_group(
@@ -187,7 +186,7 @@ __attribute__((always_inline)) inline void dot_block(
             if (ahead && row > SHORT)
                 for (int r = 0; r < R; ++r) __builtin_prefetch(block[r] + 2 * R * between);
             else if (ahead)
-                rows.template fetch<R * SIZE>();
+                rows.template fetch<R * SIZE>(APART);
             group(0);
             group(1);
             group(2);
