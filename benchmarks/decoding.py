@@ -43,7 +43,7 @@ from benchmarks.record import save, table
 from quire.runtime import pages
 
 IDLE = 0.1
-"""Seconds until torch's threads, which wait for more to do by spinning, leave the cores to others."""
+"""Seconds until torch's threads, which spin while they wait for work, leave the cores to others."""
 PEERS = Path(__file__).parent / "peers"
 ANSWER = "ANSWER "
 QUIET: dict[str, Any] = dict(bos_token_id=None, eos_token_id=None, pad_token_id=0)
