@@ -402,4 +402,4 @@ def test_every_unit_is_done_once(lib, workers, segments, count, align):
 def test_units_of_a_slow_worker_are_done_by_others(lib):
     did, by = run_units(lib, 2, 1, 512, 16, slow=1, seconds=0.01)
     assert (did == 1).all()
-    assert by[0] > 0.6 * by.sum()
+    assert by[0] > 0.55 * by.sum()  # its own share is half

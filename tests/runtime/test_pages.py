@@ -103,14 +103,45 @@ def test_memory_that_is_shared_stays_as_it_is(tmp_path):
 
 
 @needs_large_pages
-def test_weights_stay_where_the_system_refuses(tmp_path, monkeypatch):
-    class Refuses:
-        def __getattr__(self, name):
-            refusal = {"mmap": pages._FAILED, "madvise": -1}
-            return lambda *_: refusal[name]
+def test_only_what_is_read_moves(tmp_path):
+    held = file_of(tmp_path / "weights", shared=False)
+    enlarge([held[: 2 * LARGE].view(2, LARGE).T, held[:0]])
+    assert large_kib(held) <= 2 * LARGE // 1024
+    assert large_kib(held[: 2 * LARGE]) >= LARGE // 1024
 
+
+@needs_large_pages
+@pytest.mark.parametrize("refused", ["mmap", "madvise", "mremap"])
+def test_weights_stay_where_the_system_refuses(tmp_path, monkeypatch, refused):
+    class Refuses:
+        mmap, munmap = pages._libc().mmap, pages._libc().munmap
+        madvise, mprotect = pages._libc().madvise, pages._libc().mprotect
+        mremap = pages._libc().mremap
+
+    answer = -1 if refused == "madvise" else pages._FAILED
+    monkeypatch.setattr(Refuses, refused, lambda *_: answer)
+    monkeypatch.setattr(pages, "_libc", lambda: Refuses)
     held = [file_of(tmp_path / "weights", shared=False), torch.arange(4 * LARGE)]
     want = [t.clone() for t in held]
-    monkeypatch.setattr(pages, "_libc", Refuses)
     enlarge(held)
     assert all(torch.equal(a, b) for a, b in zip(held, want, strict=True))
+    assert refused == "madvise" or not large_kib(held[0])
+
+
+@needs_large_pages
+@pytest.mark.parametrize("most, taken, moves", [(15, 0, False), (100, 85, False), (17, 0, True)])
+def test_files_stay_where_they_would_take_most_memory(tmp_path, monkeypatch, most, taken, moves):
+    held = file_of(tmp_path / "weights", shared=False)
+    (tmp_path / "memory.max").write_text(f"{most * LARGE // 2}\n")
+    (tmp_path / "memory.current").write_text(f"{taken * LARGE // 2}\n")
+    monkeypatch.setattr(pages, "_GROUP", tmp_path)
+    enlarge([held])
+    assert bool(large_kib(held)) == moves
+
+
+def test_what_is_available_is_the_systems_where_no_group_limits_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "_GROUP", tmp_path)
+    whole = pages._available()
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("4096\n")
+    assert whole > LARGE and pages._available() > whole // 2

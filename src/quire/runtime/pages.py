@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import psutil
 import torch
 
 LARGE = 1 << 21
@@ -34,23 +35,28 @@ def enlarge(held: Iterable[torch.Tensor]) -> None:
     """Moves the memory of these tensors to large pages, where the system can.
 
     Addresses and values stay. What is mapped privately from a file (`from_pretrained` does so) is
-    memory of the process from then on: nobody else may write to it meanwhile. What is shared with
-    other processes stays as it is.
+    memory of the process from then on, and nobody else may write to it meanwhile; it moves where it
+    takes at most half of what is available. What is shared with other processes stays as it is.
     """
     if sys.platform != "linux":
         return
-    ranges = _neighbours(t.untyped_storage() for t in held)
+    ranges = _neighbours(t for t in held if t.numel())
+    files: list[tuple[int, int, bool]] = []
     for low, high, mode, inode in _mappings():
         for start, end in ranges:
             first = -(-max(start, low) // LARGE) * LARGE
-            last = min(end, high) // LARGE * LARGE
-            if first >= last or "p" not in mode:
+            size = min(end, high) // LARGE * LARGE - first
+            if size <= 0 or "p" not in mode:
                 continue
             if inode == "0":
-                _collapse(first, last - first)
+                _collapse(first, size)
             else:
-                for at in range(first, last, _AT_ONCE):
-                    _copy_over(at, min(_AT_ONCE, last - at), "w" in mode)
+                files.append((first, size, "w" in mode))
+    if 2 * sum(size for _, size, _ in files) > _available():
+        return
+    for first, size, writable in files:
+        for at in range(first, first + size, _AT_ONCE):
+            _copy_over(at, min(_AT_ONCE, first + size - at), writable)
 
 
 _AT_ONCE = 64 * LARGE
@@ -70,17 +76,35 @@ def _mappings() -> list[tuple[int, int, str, str]]:
     return found
 
 
-def _neighbours(storages: Iterable[torch.UntypedStorage]) -> list[tuple[int, int]]:
+def _available() -> int:
+    """Bytes that the process may still take, of the system's and of its control group's."""
+    spare = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
+        most, taken = ((_GROUP / name).read_text() for name in ("memory.max", "memory.current"))
+        spare = min(spare, int(most) - int(taken))
+    return spare
+
+
+_GROUP = Path("/sys/fs/cgroup")
+
+
+def _neighbours(held: Iterable[torch.Tensor]) -> list[tuple[int, int]]:
     """The small pages they lie in, from and to, as few ranges: weights side by side may share a
     large page."""
     small, joined = mmap.PAGESIZE, list[tuple[int, int]]()
-    for at, size in sorted({(s.data_ptr(), s.nbytes()) for s in storages}):
+    for at, size in sorted({(t.data_ptr(), _extent(t)) for t in held}):
         start, end = at // small * small, -(-(at + size) // small) * small
         if joined and start <= joined[-1][1]:
             joined[-1] = joined[-1][0], max(end, joined[-1][1])
         else:
             joined.append((start, end))
     return joined
+
+
+def _extent(t: torch.Tensor) -> int:
+    """Bytes from the first element to the end of the last; the storage may hold far more."""
+    last = sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
+    return (1 + last) * t.element_size()
 
 
 def _collapse(at: int, size: int) -> None:

@@ -225,10 +225,6 @@ public:
         team_.claims().renew(round_, worker_);
         segment_ = 0;
     }
-    void leave(int used) {
-        slots_ += used;
-        team_.barrier(worker_);
-    }
     // Slots of the next phase, for prefetching before the wait.
     void skip(int used) { slots_ += used; }
     void wait() { team_.barrier(worker_); }
