@@ -16,26 +16,31 @@ namespace quire {
 constexpr int ROWS = 4, COLUMNS = 6;  // 24 sums, and room for what they are made of
 constexpr int MANY = 8;               // rows of int4 weights, whose products bind, with one vector
 
-// Fetches rows that lie one after another, three times, each `apart` bytes nearer to those that are
-// worked on. In the order in which they lie, and more than once: a processor that is busy drops such
-// requests. (int4 rows that were asked for once, each row by itself, came at two thirds of the
-// speed; int8 rows at four fifths.) Of rows longer than SHORT bytes each is a stream of its own, for
-// which the processor's prefetcher wants one request a line, two blocks of rows ahead.
-constexpr index_t SHORT = 2000;
-
+// Fetches rows that lie one after another, in the order in which they lie, at distances from those
+// that are worked on: twice from memory, a block of rows apart, since a processor that is busy drops
+// some of such requests, and once from L2. The first distance is as far as the first rows of a phase
+// were fetched before it began. All are constants: instructions that work them out cost as much
+// again as the requests, in loops that bind. (Measured: int8 rows of 576 at 22 GB/s with distances
+// that depend on the length of a row, at 32 with these.)
 class Prefetcher {
 public:
+    static constexpr int FAR = AT_START, AGAIN = FAR - 18 * 64, NEAR = 2048;  // bytes
+
     explicit Prefetcher(const void* first) : line_(static_cast<const char*>(first)) {}
-    // The next `bytes`. Inline: a call that only prefetches is taken for one without effect.
-    template <int bytes>
-    __attribute__((always_inline)) void fetch(index_t apart) {
+    // The next `bytes`, or one of the `parts` in which they are asked for in turn: fewer at a time
+    // wait for one another. Inline: a call that only prefetches is taken for one without effect.
+    template <int bytes, int part = 0, int parts = 1>
+    __attribute__((always_inline)) void fetch() {
+        constexpr bool last = part + 1 == parts;
+        constexpr int from = bytes * part / parts / 64 * 64;
+        constexpr int to = last ? bytes : bytes * (part + 1) / parts / 64 * 64;
 #pragma GCC unroll 1  // all at once, more are dropped
-        for (int n = 0; n < bytes; n += 64) {
-            __builtin_prefetch(line_ + n + 3 * apart, 0, 2);
-            __builtin_prefetch(line_ + n + 2 * apart, 0, 2);
-            __builtin_prefetch(line_ + n + apart, 0, 3);
+        for (int n = from; n < to; n += 64) {
+            __builtin_prefetch(line_ + n + FAR, 0, 2);
+            __builtin_prefetch(line_ + n + AGAIN, 0, 2);
+            __builtin_prefetch(line_ + n + NEAR, 0, 3);
         }
-        line_ += bytes;
+        if (last) line_ += bytes;
     }
 
 private:
@@ -149,13 +154,10 @@ inline void dot_block(
     constexpr index_t SIZE = sizeof(int8_group), OFTEN = 4;
     const int8_group* row[R];
     for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
-    const index_t groups = k / 32, next = w.step / 32;
+    const index_t groups = k / 32;
     Prefetcher rows(row[0]);
     for (index_t g = 0; g < groups; ++g) {
-        if (ahead && next * SIZE > SHORT)
-            for (int r = 0; r < R; ++r) __builtin_prefetch(row[r] + 2 * R * next + g);
-        else if (ahead && g % OFTEN == 0)
-            rows.template fetch<R * OFTEN * SIZE>(8 * next * SIZE);
+        if (ahead && g % OFTEN == 0) rows.template fetch<R * OFTEN * SIZE>();
         dot_group(
             [&](int r, vec& low, vec& high) { weights(row[r][g], low, high); }, x, g * 32, acc);
     }
@@ -166,7 +168,6 @@ __attribute__((always_inline)) inline void dot_block(
     const Weights<int4_block>& w, index_t b, index_t apart, const float* const (&x)[C], index_t k,
     vec (&acc)[R][C], bool ahead) {
     constexpr index_t SIZE = sizeof(int4_block);
-    constexpr index_t APART = 77 * 64;  // a constant: no instructions for it in a loop that binds
     const index_t first = w.group(b), between = apart * w.step / 128, groups = k / 32;
     const int4_block* block[R];
     block[0] = w.base + first / 4;
@@ -181,16 +182,13 @@ __attribute__((always_inline)) inline void dot_block(
             [&](int r, vec& low, vec& high) { weights(*block[r], q, low, high); }, x, g * 32, acc);
         ++g;
     };
+    const auto quarter = [&](auto q) __attribute__((always_inline)) {
+        if (ahead) rows.template fetch<R * SIZE, q, 4>();
+        group(q);
+    };
     while (g < groups) {
         if (q == 0 && g + 4 <= groups) {
-            if (ahead && row > SHORT)
-                for (int r = 0; r < R; ++r) __builtin_prefetch(block[r] + 2 * R * between);
-            else if (ahead)
-                rows.template fetch<R * SIZE>(APART);
-            group(0);
-            group(1);
-            group(2);
-            group(3);
+            unrolled<4>(quarter);
         } else {  // a row starts or ends within a block
             for (; q < 4 && g < groups; ++q) group(q);
             q = 0;

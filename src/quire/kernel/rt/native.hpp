@@ -215,7 +215,8 @@ public:
     static void prefetch(const T* p, index_t at, index_t n) {
         const Bytes lie = Weights<T>::bytes(at, n);
         const char* c = reinterpret_cast<const char*>(p) + lie.from;
-        for (index_t i = 0; i < smaller(lie.size, index_t(16384)); i += 64) __builtin_prefetch(c + i, 0, 2);
+        const index_t size = smaller(lie.size, index_t(AT_START));
+        for (index_t i = 0; i < size; i += 64) __builtin_prefetch(c + i, 0, 2);
     }
 
     // --- phases ----------------------------------------------------------------------------

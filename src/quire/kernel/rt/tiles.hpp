@@ -13,7 +13,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <utility>
 #include <vector>
 
 namespace quire {
@@ -55,14 +54,6 @@ inline void tile_dot() {
 }
 // The compiler does not know that tile loads read memory.
 inline void settled() { asm volatile("" ::: "memory"); }
-// fn of the constants 0 … N − 1.
-template <int N, class F>
-inline void unrolled(F fn) {
-    [&]<int... i>(std::integer_sequence<int, i...>) {
-        (fn(std::integral_constant<int, i>{}), ...);
-    }(std::make_integer_sequence<int, N>{});
-}
-
 struct alignas(64) Line {
     std::uint32_t word[16];
 };

@@ -1,9 +1,21 @@
 // Rows of weights, by how they are stored.
 #pragma once
 
+#include <utility>
+
 #include "types.hpp"
 
 namespace quire {
+
+constexpr int AT_START = 16384;  // bytes of a worker's share that are fetched before a phase begins
+
+// fn of the constants 0 … N − 1.
+template <int N, class F>
+inline void unrolled(F fn) {
+    [&]<int... i>(std::integer_sequence<int, i...>) {
+        (fn(std::integral_constant<int, i>{}), ...);
+    }(std::make_integer_sequence<int, N>{});
+}
 
 // Where elements [i, i + n) of an array lie, in bytes.
 struct Bytes {
