@@ -12,16 +12,29 @@ from quire.errors import InputError
 from quire.runtime import pages
 
 
+class Steps:
+    """Tokens that the kernel wrote, in all layers at once."""
+
+    count = 0
+
+
 class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, `[rows, heads, max_length, width]`, written in place."""
 
     is_croppable = True
 
-    def __init__(self, key: torch.Tensor, value: torch.Tensor, is_sliding: bool) -> None:
+    def __init__(
+        self, key: torch.Tensor, value: torch.Tensor, is_sliding: bool, steps: Steps
+    ) -> None:
         super().__init__()
         self.keys, self.values = key, value
         self.is_sliding, self.is_initialized = is_sliding, True
-        self.used = 0
+        self._own, self._steps = 0, steps
+
+    @property
+    def used(self) -> int:
+        """Slots written."""
+        return self._own + self._steps.count
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         """The storage exists from the start."""
@@ -29,10 +42,10 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        end = self.used + key_states.shape[2]
-        self.keys[:, :, self.used : end] = key_states  # type: ignore[index]
-        self.values[:, :, self.used : end] = value_states  # type: ignore[index]
-        self.used = end
+        used, end = self.used, self.used + key_states.shape[2]
+        self.keys[:, :, used:end] = key_states  # type: ignore[index]
+        self.values[:, :, used:end] = value_states  # type: ignore[index]
+        self._own += end - used
         return self.keys[:, :, :end], self.values[:, :, :end]  # type: ignore[index]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -50,7 +63,7 @@ class SlotLayer(CacheLayerMixin):
             held[:, :, : self.used] = held[beam_idx, :, : self.used]  # type: ignore[index]
 
     def crop(self, tokens_to_remove: int) -> None:
-        self.used -= abs(tokens_to_remove)
+        self._own -= abs(tokens_to_remove)
 
 
 class SlotCache(Cache):
@@ -68,10 +81,12 @@ class SlotCache(Cache):
             for x in pair
         ]
         held = iter(pages.tensors(shapes, step.dtype))
-        layers = [SlotLayer(next(held), next(held), s) for s in sliding]
+        self._steps = Steps()
+        layers = [SlotLayer(next(held), next(held), s, self._steps) for s in sliding]
         super().__init__(layers=list(layers))
         self.max_length = step.max_length
         self.lengths: torch.Tensor | None = None
+        self.starts = torch.zeros(rows, dtype=torch.long)
 
     def tensors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [(layer.keys, layer.values) for layer in self.layers]  # type: ignore[misc]
@@ -107,8 +122,7 @@ class SlotCache(Cache):
         """One more token in every row."""
         assert self.lengths is not None
         self.lengths = self.lengths + 1
-        for layer in self.layers:
-            layer.used += 1  # type: ignore[attr-defined]
+        self._steps.count += 1
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)

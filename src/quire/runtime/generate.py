@@ -122,10 +122,10 @@ class FusedCausalLM(nn.Module, GenerationMixin):
                 if cache.lengths is None:
                     cache.compact(attention_mask, rows)
                 keep = logits_to_keep or tokens
-                found = [self._decode(input_ids[:, t], cache)[0] for t in range(tokens)]
+                found = [self._decode(input_ids[:, t : t + 1], cache)[0] for t in range(tokens)]
                 # One token's are not copied: torch's threads would wake up and be in the way.
                 last = found[-keep:]
-                logits = last[0][:, None] if len(last) == 1 else torch.stack(last, 1)
+                logits = last[0] if len(last) == 1 else torch.cat(last, 1)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)  # type: ignore[arg-type]
 
     def sample(
@@ -176,7 +176,7 @@ class FusedCausalLM(nn.Module, GenerationMixin):
                     streamer.put(token.cpu())
                 if not left or not bool(open_.any()):
                     break
-                _, token = self._decode(token, cache, choice)
+                _, token = self._decode(token[:, None], cache, choice)
         if streamer is not None:
             streamer.end()
         return torch.cat(said, 1)
@@ -184,10 +184,15 @@ class FusedCausalLM(nn.Module, GenerationMixin):
     def _decode(
         self, ids: torch.Tensor, cache: SlotCache, choice: Choice | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One token for every row, by the kernel: its logits, and the next one if it picks."""
+        """One token `[rows, 1]` for every row, by the kernel: its logits `[rows, 1, vocabulary]`,
+        and the next one `[rows]` if it picks.
+
+        As few calls of torch as can be: after a step, which goes through all weights, each finds
+        its code out of cache.
+        """
         rows = ids.shape[0]
         assert cache.lengths is not None
-        inputs = [ids.reshape(rows, 1).contiguous(), cache.lengths, torch.zeros_like(cache.lengths)]
+        inputs = [ids.contiguous(), cache.lengths, cache.starts]
         if self._step.sampling:
             inputs += (choice or Choice(0.0, 0.0, 0)).vectors(cache.lengths)
         names = self._names[len(inputs) :]
@@ -198,8 +203,8 @@ class FusedCausalLM(nn.Module, GenerationMixin):
             return dict(zip(names, both, strict=True))
 
         out, *more = self.kernel.plan.lowered.outputs
-        logits = torch.empty(rows, int(out.shape[-1]), dtype=torch.float32)
-        chosen = torch.empty(rows, dtype=torch.long)
+        logits = torch.empty(rows, 1, int(out.shape[-1]), dtype=torch.float32)
+        chosen = torch.empty(rows if more else 0, dtype=torch.long)
         with self.kernel.turn:
             self.kernel.bind_all(cache, held)
             for name, tensor in zip(self._names, inputs, strict=False):

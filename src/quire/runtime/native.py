@@ -52,6 +52,7 @@ class NativeKernel:
         size = -(-plan.rendered.scratch // 4096) * 4096 + 4096
         self._scratch_size = size
         self._scratch = torch.empty(size * self.threads + 64, dtype=torch.uint8)
+        self._scratch_at = _aligned(self._scratch)
         total = sum(len(s) for s in plan.rendered.slots)
         self._table = (ctypes.c_void_p * total)()
         self._repeats = (ctypes.c_int64 * max(1, len(plan.rendered.repeats)))(
@@ -61,9 +62,7 @@ class NativeKernel:
         self._outside: dict[str, list[int]] = {}
         self._weights: dict[Any, torch.Tensor] = {}
         self._bound: dict[str, int] = {}
-        self._tensors: weakref.WeakValueDictionary[str, torch.Tensor] = (
-            weakref.WeakValueDictionary()
-        )
+        self._tensors: dict[str, weakref.ref[torch.Tensor]] = {}
         self._owner: Callable[[], object] = lambda: None
         self._turn = (os.getpid(), threading.RLock())
         self.packed_bytes = 0
@@ -132,7 +131,7 @@ class NativeKernel:
     def bind(self, name: str, tensor: torch.Tensor) -> None:
         """Use `tensor` as the input or output `name` of the calls to come. It is not kept alive."""
         pointer = tensor.data_ptr()
-        self._tensors[name] = tensor
+        self._tensors[name] = weakref.ref(tensor)
         if self._bound.get(name) != pointer:
             self._bound[name] = pointer
             for k in self._outside.get(name, ()):
@@ -159,7 +158,7 @@ class NativeKernel:
             code = self._call()
         if code:
             report = self._lib.quire_report(self._team).decode()
-            _keep_for_good([self, *self._tensors.values()])
+            _keep_for_good([self, *(held() for held in self._tensors.values())])
             raise QuireError(
                 f"the kernel hung: {report}",
                 fix="the machine may be suspended or far overloaded; build the kernel again",
@@ -168,10 +167,10 @@ class NativeKernel:
     def _call(self) -> int:
         return self._lib.quire_run(
             self._team,
-            ctypes.addressof(self._table),
+            self._table,
             self._lengths,
             self._repeats,
-            _aligned(self._scratch),
+            self._scratch_at,
             self._scratch_size,
         )
 
