@@ -208,14 +208,20 @@ inline void merge_blocks(
     float total = 0;
     for (index_t i = 0; i < width; ++i) out[i * out_step] = 0;
     if (!(most > -std::numeric_limits<float>::infinity())) return;
-    for (index_t s = s0; s < s1; ++s) {
-        const float* part = parts + s * step;
-        const float scale = exp_(part[0] - most);
-        total += scale * part[1];
-        if (out_step == 1)
-            for (index_t i = 0; i < width; ++i) out[i] += scale * part[2 + i];
-        else
-            for (index_t i = 0; i < width; ++i) out[i * out_step] += scale * part[2 + i];
+    for (index_t first = s0; first < s1; first += LANES) {
+        const index_t n = s1 - first < LANES ? s1 - first : LANES;
+        float scales[LANES] = {};
+        for (index_t k = 0; k < n; ++k) scales[k] = parts[(first + k) * step];
+        store16(scales, exp_below(load16(scales) + splat(-most)));
+        for (index_t k = 0; k < n; ++k) {
+            const float* part = parts + (first + k) * step;
+            const float scale = scales[k];
+            total += scale * part[1];
+            if (out_step == 1)
+                for (index_t i = 0; i < width; ++i) out[i] += scale * part[2 + i];
+            else
+                for (index_t i = 0; i < width; ++i) out[i * out_step] += scale * part[2 + i];
+        }
     }
     const float by = 1.0f / total;
     for (index_t i = 0; i < width; ++i) out[i * out_step] *= by;

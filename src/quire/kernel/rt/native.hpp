@@ -5,6 +5,7 @@
 #pragma once
 
 #include "attend.hpp"
+#include "blocks.hpp"
 #include "dot.hpp"
 #include "math.hpp"
 #include "team.hpp"
@@ -17,8 +18,6 @@ struct Share {
     index_t lo, hi;
     index_t start, cost, units, total, align;
 };
-
-constexpr index_t TOGETHER = 16;  // queries that one worker takes through a block of keys
 
 class Native {
 public:
@@ -173,10 +172,16 @@ public:
     void attend(index_t outer, index_t group, index_t block, float* parts, const float* q,
                 index_t inner, const K* keys, index_t key_step, const V* values, index_t value_step,
                 index_t width, Lo lo, Hi hi, Query query, Key key, Value value, Part part,
-                Score score) const {
-        shares(outer, group, block, lo, hi, [&](index_t u, index_t g0, index_t g1, index_t s) {
-            attend_unit(u, g0, g1, s, block, parts, q, inner, keys, key_step, values, value_step,
-                        width, lo, hi, query, key, value, part, score);
+                Score score) {
+        const Blocks blocks(outer, group, block, lo, hi);
+        static thread_local std::vector<index_t> edges;
+        blocks.cut(workers(), edges);
+        const auto share = [&](int worker) { return Span{edges[worker], edges[worker + 1]}; };
+        claim(share, workers(), 1, [&](Span some) {
+            blocks.each(some, [&](index_t u, index_t g0, index_t g1, index_t s, index_t) {
+                attend_unit(u, g0, g1, s, block, parts, q, inner, keys, key_step, values,
+                            value_step, width, lo, hi, query, key, value, part, score);
+            });
         });
     }
     static void merge(float* out, index_t at, index_t out_step, const float* parts, index_t part_at,
@@ -197,19 +202,9 @@ public:
     // whose share of the phase ends here helps the others with theirs.
     template <class Body>
     void units(const Share& s, index_t inner, index_t chunk, Body body) {
-        const int workers = team_.size(), segment = segment_++;
-        const bool fixed = workers == 1 || segment >= SEGMENTS;
-        const int helped = !fixed && edge(worker_ + 1, s) <= s.cost * s.units ? workers : 1;
-        for (int k = 0; k < helped; ++k) {
-            const int owner = (worker_ + k) % workers;
-            const Span all = span(s, owner);
-            Span some;
-            do {
-                some = fixed ? all
-                             : team_.claims().take(round_, segment, owner, k == 0, all, s.align);
-                runs(some, inner, chunk, body);
-            } while (!fixed && some.lo < some.hi);
-        }
+        const int helped = edge(worker_ + 1, s) <= s.cost * s.units ? workers() : 1;
+        claim([&](int worker) { return span(s, worker); }, helped, s.align,
+              [&](Span some) { runs(some, inner, chunk, body); });
     }
     template <class T>
     static void prefetch(const T* p, index_t at, index_t n) {
@@ -245,6 +240,22 @@ private:
         return index_t(__int128(s.total) * t / team_.size()) - s.start;
     }
 
+    // run(some) until all units are taken of the shares of this worker and the `helped` − 1 after it.
+    template <class ShareOf, class Run>
+    void claim(ShareOf share, int helped, index_t align, Run run) {
+        const int segment = segment_++;
+        if (workers() == 1 || segment >= SEGMENTS) return run(share(worker_));
+        for (int k = 0; k < helped; ++k) {
+            const int owner = (worker_ + k) % workers();
+            const Span all = share(owner);
+            for (;;) {
+                const Span some = team_.claims().take(round_, segment, owner, k == 0, all, align);
+                if (some.lo >= some.hi) break;
+                run(some);
+            }
+        }
+    }
+
 protected:
     int workers() const { return team_.size(); }
     Span span(const Share& s, int worker) const { return {cut(worker, s), cut(worker + 1, s)}; }
@@ -264,38 +275,6 @@ protected:
             if (n > chunk) n = chunk;
             body(o, r, r + n);
             u += n;
-        }
-    }
-    // body(u, g0, g1, s) for this worker's units of an attention: `outer` groups of queries that
-    // share keys × blocks of keys. A worker takes those whose middle key falls in its share of all
-    // keys, counted over units in their order.
-    template <class Lo, class Hi, class Body>
-    void shares(index_t outer, index_t group, index_t block, Lo lo, Hi hi, Body body) const {
-        const auto span = [&](index_t u) {
-            Span all{lo(u, 0), hi(u, 0)};
-            for (index_t g = 1; g < group; ++g) {
-                all.lo = smaller(all.lo, index_t(lo(u, g)));
-                all.hi = larger(all.hi, index_t(hi(u, g)));
-            }
-            return all;
-        };
-        // Queries of a group go out in chunks where there are many.
-        const index_t chunk = group > TOGETHER ? TOGETHER / 2 : group;
-        const index_t chunks = (group + chunk - 1) / chunk;
-        index_t total = 0, before = 0;
-        for (index_t u = 0; u < outer; ++u) {
-            const Span all = span(u);
-            total += larger(all.hi - all.lo, index_t(0)) * chunks;
-        }
-        for (index_t u = 0; u < outer; ++u) {
-            const Span all = span(u);
-            for (index_t j = all.lo; j < all.hi;) {
-                const index_t s = j / block, end = smaller(all.hi, (s + 1) * block), n = end - j;
-                for (index_t g0 = 0; g0 < group; g0 += chunk, before += n)
-                    if ((2 * before + n) * team_.size() / (2 * total) == worker_)
-                        body(u, g0, smaller(group, g0 + chunk), s);
-                j = end;
-            }
         }
     }
     // Queries g0 … g1 of group u over block s. Neighbours with the same keys read them together.

@@ -190,7 +190,10 @@ public:
                 const Watched<Q>& q, index_t inner, const Watched<K>& keys, index_t key_step,
                 const Watched<V>& values, index_t value_step, index_t width, Lo lo, Hi hi,
                 Query query, Key key, Value value, Part part, Score score) const {
-        shares(outer, group, block, lo, hi, [&](index_t u, index_t g0, index_t g1, index_t s) {
+        index_t unit = 0;
+        const Blocks blocks(outer, group, block, lo, hi);
+        blocks.each(blocks.all, [&](index_t u, index_t g0, index_t g1, index_t s, index_t) {
+            if (unit++ % workers() != worker_) return;
             bool good = true;
             for (index_t g = g0; g < g1; ++g) {
                 const index_t j0 = larger(index_t(lo(u, g)), s * block);
