@@ -152,3 +152,37 @@ extern "C" __attribute__((visibility("default"))) int units(
     team->stop();
     return good ? 0 : 1;
 }
+
+// Attention of `outer` groups of queries, by workers of which `slow` sleeps in each unit. `did`
+// counts the units of each query [outer][group], `by` those of each worker.
+extern "C" __attribute__((visibility("default"))) int attention(
+    int workers, index_t outer, index_t group, index_t block, index_t keys, const index_t* lo,
+    const index_t* hi, int slow, double seconds, int* did, index_t* by) {
+    constexpr index_t WIDTH = 16;
+    const index_t size = ((keys + block - 1) / block) * (WIDTH + 2);
+    const std::vector<float> queries(outer * group * WIDTH), kept(keys * WIDTH);
+    std::vector<float> parts(outer * group * size);
+    const auto team = Team::start(workers, 60);
+    std::mutex mutex;
+    const bool good = team->run([&, at = team.get()](int worker) {
+        Native q(*at, worker, nullptr, nullptr, nullptr, nullptr);
+        const auto zero = [](auto, auto) { return index_t(0); };
+        q.enter();
+        q.attend(
+            outer, group, block, parts.data(), queries.data(), WIDTH, kept.data(), WIDTH,
+            kept.data(), WIDTH, WIDTH, [&](auto u, auto) { return lo[u]; },
+            [&](auto u, auto) { return hi[u]; },
+            [&](auto u, auto g) { return (u * group + g) * WIDTH; }, zero, zero,
+            [&](auto u, auto g) {
+                if (worker == slow && g == 0)
+                    std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+                std::lock_guard<std::mutex> hold(mutex);
+                did[u * group + g] += 1;
+                by[worker] += 1;
+                return (u * group + g) * size;
+            },
+            [](auto, auto, auto, auto d) { return d; });
+    });
+    team->stop();
+    return good ? 0 : 1;
+}

@@ -403,3 +403,33 @@ def test_units_of_a_slow_worker_are_done_by_others(lib):
     did, by = run_units(lib, 2, 1, 512, 16, slow=1, seconds=0.01)
     assert (did == 1).all()
     assert by[0] > 0.55 * by.sum()  # its own share is half
+
+
+def run_attention(lib, workers, group, block, spans, slow=-1, seconds=0.0):
+    """How many blocks of keys each query was taken through, [groups, group]; by each worker."""
+    lo, hi = (torch.tensor(x) for x in zip(*spans, strict=True))
+    did = torch.zeros(len(spans), group, dtype=torch.int32)
+    by = torch.zeros(workers, dtype=torch.int64)
+    code = lib.attention(
+        workers, *map(ctypes.c_int64, (len(spans), group, block, max(hi.tolist()))), pointer(lo),
+        pointer(hi), slow, ctypes.c_double(seconds), pointer(did), pointer(by),
+    )  # fmt: skip
+    assert code == 0
+    return did, by
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+@pytest.mark.parametrize("group", [1, 3, 40])
+def test_every_block_of_keys_is_taken_once(lib, workers, group):
+    spans = [(0, 700), (0, 0), (100, 101), (63, 65), (0, 64), (128, 1000)]
+    for _ in range(20):
+        did, by = run_attention(lib, workers, group, 64, spans)
+        for row, (lo, hi) in zip(did.tolist(), spans, strict=True):
+            assert row == [len({j // 64 for j in range(lo, hi)})] * group
+        assert by.sum() == did.sum()
+
+
+def test_blocks_of_a_slow_worker_are_taken_by_others(lib):
+    did, by = run_attention(lib, 2, 3, 64, [(0, 4096)], slow=1, seconds=0.005)
+    assert (did == 64).all()
+    assert by[0] > 0.55 * by.sum()  # its own share is half

@@ -33,7 +33,7 @@ from quire.kernel.ir import (
     walk,
 )
 
-BLOCK = 128
+BLOCK = 256
 """Keys that one worker takes at a time."""
 
 DEAD = -1e30
