@@ -7,7 +7,7 @@
 
 namespace quire {
 
-constexpr int AT_START = 16384;  // bytes of a worker's share that are fetched before a phase begins
+constexpr int AT_START = 24576;  // bytes of a worker's share that are fetched before a phase begins
 
 // fn of the constants 0 … N − 1.
 template <int N, class F>
