@@ -65,13 +65,15 @@ void attend(
         return live ? 30.0f * Native::tanh(d / 30.0f) : -Native::infinity();
     };
     const auto zero = [](auto, auto) { return index_t(0); };
-    for (int worker = 0; worker < workers; ++worker)
-        Native(*team, worker, nullptr, nullptr, nullptr, nullptr)
-            .attend(
-                1, count, block, parts, q, inner, k, inner, v, width, width,
-                [&](auto, auto g) { return lo[g]; }, [&](auto, auto g) { return hi[g]; },
-                [&](auto, auto g) { return g * inner; }, zero, zero,
-                [&](auto, auto g) { return g * size; }, cap);
+    team->run([&, at = team.get()](int worker) {
+        Native native(*at, worker, nullptr, nullptr, nullptr, nullptr);
+        native.enter();
+        native.attend(
+            1, count, block, parts, q, inner, k, inner, v, width, width,
+            [&](auto, auto g) { return lo[g]; }, [&](auto, auto g) { return hi[g]; },
+            [&](auto, auto g) { return g * inner; }, zero, zero,
+            [&](auto, auto g) { return g * size; }, cap);
+    });
     team->stop();
     for (index_t g = 0; g < count; ++g)
         Native::merge(out, g * width, 1, parts, g * size, width, block, lo[g], hi[g]);

@@ -54,8 +54,6 @@ class FusedCausalLM(nn.Module, GenerationMixin):
         layers = len(step.key_shapes)
         kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
         self._sliding = tuple(k != "full_attention" for k in kinds)
-        self._logits = torch.empty(0)
-        self._held: list[torch.Tensor] = []
 
     @property
     def device(self) -> torch.device:
