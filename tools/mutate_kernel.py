@@ -148,13 +148,13 @@ def lies(
             yield kind, text, table
 
 
-def plan_of(name: str, layers: int = 2) -> KernelPlan:
+def plan_of(name: str, layers: int = 2, rows: int = ROWS) -> KernelPlan:
     """The decode kernel of one of the small models."""
     config = CONFIGS[name]()
     config.num_hidden_layers = layers
     model = AutoModelForCausalLM.from_config(config).eval()
-    step = capture_decode(model, LENGTH, ROWS)
-    return compile_program(step.program, "", name, {s.name: ROWS for s in step.program.symbols})
+    step = capture_decode(model, LENGTH, rows)
+    return compile_program(step.program, "", name, {s.name: rows for s in step.program.symbols})
 
 
 def plan_of_graph(model: nn.Module, args: tuple[torch.Tensor, ...]) -> KernelPlan:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import llama_cpp as lib
 import numpy as np
-from serve import config, serve, tensors, theta
+from serve import Stand, config, serve, tensors, theta
 
 KINDS = {
     "bfloat16": gguf.GGMLQuantizationType.BF16,
@@ -105,19 +104,21 @@ class LlamaCpp:
         for k in range(0, len(ids), 512):
             self._run([(t, k + j, row) for j, t in enumerate(ids[k : k + 512])])
 
-    def stand(self, batch: int, position: int) -> Callable[[], Any]:
+    def stand(self, batch: int, position: int) -> Stand:
         lib.llama_memory_clear(self._memory, True)
         for row in range(batch):
             self._fill([0] * position, row)
         items = [(0, position, row) for row in range(batch)]
 
-        def step() -> None:
+        def back() -> None:
             for row in range(batch):
                 lib.llama_memory_seq_rm(self._memory, row, position, -1)
+
+        def step() -> None:
             self._run(items)
             lib.llama_get_logits(self._context)
 
-        return step
+        return back, step
 
     def logits(self, ids: list[int]) -> Any:
         lib.llama_memory_clear(self._memory, True)

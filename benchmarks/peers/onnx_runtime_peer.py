@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_decoder
 import onnxruntime as ort
-from serve import serve
+from serve import Stand, serve
 
 
 class OnnxRuntime:
@@ -45,9 +45,9 @@ class OnnxRuntime:
 
         return kept, np.zeros((batch, 1), np.int64), run
 
-    def stand(self, batch: int, position: int) -> Callable[[], Any]:
+    def stand(self, batch: int, position: int) -> Stand:
         kept, ids, run = self._bound(batch)
-        return lambda: (run(position, ids), kept)[0]
+        return lambda: None, lambda: (run(position, ids), kept)[0]
 
     def logits(self, ids: list[int]) -> Any:
         _kept, one, run = self._bound(1)

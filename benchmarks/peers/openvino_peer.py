@@ -11,7 +11,7 @@ import numpy as np
 import onnx_decoder
 import openvino as ov
 from openvino._offline_transformations import apply_make_stateful_transformation
-from serve import serve
+from serve import Stand, serve
 
 
 class OpenVino:
@@ -51,9 +51,9 @@ class OpenVino:
 
         return run
 
-    def stand(self, batch: int, position: int) -> Callable[[], Any]:
+    def stand(self, batch: int, position: int) -> Stand:
         run, ids = self._bound(batch, position), np.zeros((batch, 1), np.int64)
-        return lambda: run(ids)
+        return lambda: None, lambda: run(ids)  # a state is not cut: each step is a token further
 
     def logits(self, ids: list[int]) -> Any:
         run = self._bound(1, 0)

@@ -18,16 +18,20 @@ import numpy as np
 ANSWER = "ANSWER "
 
 
+Stand = tuple[Callable[[], object], Callable[[], object]]
+
+
 class Engine(Protocol):
     """A model that decodes one token for `batch` rows.
 
-    `stand(batch, position)` gives a function that runs one step of every row at `position`, with
-    that many tokens cached before it. `logits(ids)` are those after the last of `ids`.
+    `stand(batch, position)` caches that many tokens in every row. It gives a function that takes
+    back the last step, which is not timed, and one that decodes a token of every row. `logits(ids)`
+    are those after the last of `ids`.
     """
 
     facts: dict[str, Any]
 
-    def stand(self, batch: int, position: int) -> Callable[[], object]: ...
+    def stand(self, batch: int, position: int) -> Stand: ...
 
     def logits(self, ids: list[int]) -> Any: ...
 
@@ -39,7 +43,8 @@ def serve(make: Callable[[Path, str, int, int, int], Engine]) -> None:
     engine = make(Path(folder), weights, int(threads), int(length), int(batch))
     _say({"seconds": time.perf_counter() - started, **engine.facts})
     place: tuple[int, int] | None = None
-    step: Callable[[], object] = lambda: None  # noqa: E731
+    back: Callable[[], object] = lambda: None  # noqa: E731
+    step = back
     for line in sys.stdin:
         asked = json.loads(line)
         if "ids" in asked:
@@ -48,10 +53,11 @@ def serve(make: Callable[[Path, str, int, int, int], Engine]) -> None:
             continue
         here = (asked["batch"], asked["position"])
         if here != place:
-            step, place = engine.stand(*here), here
+            (back, step), place = engine.stand(*here), here
             step()
         seconds = []
         for _ in range(asked["steps"]):
+            back()
             begun = time.perf_counter()
             step()
             seconds.append(time.perf_counter() - begun)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from serve import serve
+from serve import Stand, serve
 from transformers import AutoModelForCausalLM, StaticCache
 
 import quire
@@ -40,14 +39,9 @@ class Fused:
         cache.lengths = torch.full((batch,), position)
         return cache
 
-    def stand(self, batch: int, position: int) -> Callable[[], Any]:
+    def stand(self, batch: int, position: int) -> Stand:
         cache, ids = self._cache(batch, position), torch.zeros(batch, 1, dtype=torch.long)
-
-        def step() -> None:
-            self._fast(ids, past_key_values=cache)
-            cache.crop(1)
-
-        return step
+        return lambda: cache.crop(1), lambda: self._fast(ids, past_key_values=cache)
 
     def logits(self, ids: list[int]) -> Any:
         cache = self._cache(1)
@@ -76,19 +70,23 @@ class Eager:
             self._model(ids, past_key_values=cache, logits_to_keep=1)
         return cache
 
-    def stand(self, batch: int, position: int) -> Callable[[], Any]:
+    def stand(self, batch: int, position: int) -> Stand:
         cache, ids = self._cache(batch, position), torch.zeros(batch, 1, dtype=torch.long)
         at = torch.full((batch, 1), position)
 
-        def step() -> None:
+        def back() -> None:
             with torch.inference_mode():
                 for layer in cache.layers:  # a StaticCache has no crop
                     layer.cumulative_length.fill_(position)
+
+        def step() -> None:
+            with torch.inference_mode():
                 self._call(ids, past_key_values=cache, position_ids=at, logits_to_keep=1)
 
         for _ in range(3):  # what compiles, compiles here
+            back()
             step()
-        return step
+        return back, step
 
     def logits(self, ids: list[int]) -> Any:
         with torch.inference_mode():

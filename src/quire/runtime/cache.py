@@ -118,10 +118,9 @@ class SlotCache(Cache):
                 key[b, :, :n] = key[b, :, at]
                 value[b, :, :n] = value[b, :, at]
 
-    def advance(self) -> None:
-        """One more token in every row."""
-        assert self.lengths is not None
-        self.lengths = self.lengths + 1
+    def advance(self, lengths: torch.Tensor) -> None:
+        """One more token in every row: `lengths` of them now."""
+        self.lengths = lengths
         self._steps.count += 1
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

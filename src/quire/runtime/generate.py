@@ -54,6 +54,7 @@ class FusedCausalLM(nn.Module, GenerationMixin):
         layers = len(step.key_shapes)
         kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
         self._sliding = tuple(k != "full_attention" for k in kinds)
+        self._none = torch.empty(0, dtype=torch.long)
 
     @property
     def device(self) -> torch.device:
@@ -111,20 +112,18 @@ class FusedCausalLM(nn.Module, GenerationMixin):
         rows, tokens = input_ids.shape
         cache = self.new_cache(rows) if past_key_values is None else past_key_values
         cache.room(tokens)
-        with torch.no_grad():
-            if cache.lengths is None and (tokens > 1 or cache.get_seq_length() == 0):
+        if cache.lengths is None and (tokens > 1 or cache.get_seq_length() == 0):
+            with torch.no_grad():
                 logits = self._prompt(
                     input_ids, attention_mask, position_ids, cache, logits_to_keep
                 )
-            else:
-                if cache.lengths is None:
-                    cache.compact(attention_mask, rows)
-                keep = logits_to_keep or tokens
-                found = [self._decode(input_ids[:, t : t + 1], cache)[0] for t in range(tokens)]
-                # One token's are not copied: torch's threads would wake up and be in the way.
-                last = found[-keep:]
-                logits = last[0] if len(last) == 1 else torch.cat(last, 1)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)  # type: ignore[arg-type]
+            return _output(logits, cache)
+        if cache.lengths is None:
+            cache.compact(attention_mask, rows)
+        if tokens == 1:  # its logits are not copied: torch's threads would wake up, in the way
+            return _output(self._decode(input_ids, cache)[0], cache)
+        found = [self._decode(input_ids[:, t : t + 1], cache)[0] for t in range(tokens)]
+        return _output(torch.cat(found[-(logits_to_keep or tokens) :], 1), cache)
 
     def sample(
         self,
@@ -185,8 +184,8 @@ class FusedCausalLM(nn.Module, GenerationMixin):
         """One token `[rows, 1]` for every row, by the kernel: its logits `[rows, 1, vocabulary]`,
         and the next one `[rows]` if it picks.
 
-        As few calls of torch as can be: after a step, which goes through all weights, each finds
-        its code out of cache.
+        As few calls of torch as can be, and all of them before the kernel's: after a step, which
+        goes through all weights, each finds its code out of cache.
         """
         rows = ids.shape[0]
         assert cache.lengths is not None
@@ -202,7 +201,8 @@ class FusedCausalLM(nn.Module, GenerationMixin):
 
         out, *more = self.kernel.plan.lowered.outputs
         logits = torch.empty(rows, 1, int(out.shape[-1]), dtype=torch.float32)
-        chosen = torch.empty(rows if more else 0, dtype=torch.long)
+        chosen = torch.empty(rows, dtype=torch.long) if more else self._none
+        after = cache.lengths + 1
         with self.kernel.turn:
             self.kernel.bind_all(cache, held)
             for name, tensor in zip(self._names, inputs, strict=False):
@@ -211,7 +211,7 @@ class FusedCausalLM(nn.Module, GenerationMixin):
             for buffer in more:
                 self.kernel.bind(buffer.target, chosen)
             self.kernel.run([rows])
-        cache.advance()
+        cache.advance(after)
         return logits, chosen
 
     def _prompt(
@@ -290,3 +290,10 @@ class FusedCausalLM(nn.Module, GenerationMixin):
             return
         more = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         model_kwargs["past_key_values"] = self.new_cache(batch_size * more)
+
+
+def _output(logits: torch.Tensor, cache: SlotCache) -> CausalLMOutputWithPast:
+    """As its class makes it, which looks at every field there could be: a part of a step's time."""
+    out = CausalLMOutputWithPast.__new__(CausalLMOutputWithPast)
+    out["logits"], out["past_key_values"] = logits, cache
+    return out

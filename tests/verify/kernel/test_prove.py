@@ -62,6 +62,10 @@ def test_families(name: str) -> None:
     assert verdict(plan_of(name)) == ("proved", "")
 
 
+def test_a_batch_of_one() -> None:
+    assert verdict(plan_of("llama", rows=1)) == ("proved", "")
+
+
 def test_certificate_is_checked_again(llama: KernelPlan, tmp_path) -> None:
     found = prove_kernel(llama.program, llama.source, tables_of(llama))
     assert found.verdict == "proved"

@@ -134,7 +134,8 @@ def _ran(
 def _graph(program: Program, tables: Tables) -> Graph:
     sizes = Sizes(program)
     for name, size in sizes.symbols.items():
-        atom_of(size).upper = [poly(tables.longest[name])]
+        # One that has a single value stays a variable: folded away, a dim would lose its index.
+        atom_of(size).upper = [poly(max(2, tables.longest[name]))]
     graph = Graph(program, sizes, tables)
     assume_ranges(graph)
     return graph

@@ -107,6 +107,14 @@ def test_a_refuted_kernel_has_a_script_that_fails(tmp_path) -> None:
     assert run.stdout == "equal\n"
 
 
+def test_rounding_to_bf16_is_no_difference() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)).bfloat16().eval()
+    exported = export(model, (torch.randn(3, 64).bfloat16(),))
+    plan = compile_program(from_exported(exported, writes=True), "", "rounded")
+    assert search(plan.program, plan.source, tables_of(plan), {}) is None
+
+
 def test_fuse_hands_the_script_out(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = compile_program
 

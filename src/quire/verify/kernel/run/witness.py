@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from quire.capture.program import Program, evaluate
 from quire.verify.field_ops import Unsupported
@@ -65,7 +66,8 @@ def difference(
     """What differs between the graph's `forward` and the kernel; "" if nothing does."""
     made = [_made(row, 1000 * seed + k) for k, row in enumerate(rows)]
     with torch.no_grad():
-        want = dict(zip(labels, forward(*(m.clone() for m in made)), strict=True))
+        reals = (m.double() if m.is_floating_point() else m.clone() for m in made)
+        want = dict(zip(labels, forward(*reals), strict=True))
         given = {(user, name): m for (user, name, *_), m in zip(rows, made, strict=True)}
         try:
             got = run_kernel(source, tables, given, sizes, RealNumbers(), order)
@@ -111,7 +113,8 @@ def _made(row: Row, seed: int) -> Tensor:
 
 
 def _graph(program: Program) -> tuple[fx.GraphModule, list[str]]:
-    """The graph with one output for each tensor to compare."""
+    """The graph in float64, with one output for each tensor to compare: what a kernel is proved
+    to compute is free of rounding."""
     made = fx.Graph()
     known: dict[fx.Node, fx.Node] = {}
     inputs = {i.node: i for i in program.inputs}
@@ -124,7 +127,8 @@ def _graph(program: Program) -> tuple[fx.GraphModule, list[str]]:
             if node not in inputs:
                 known[node] = made.call_function(_nothing)
             continue
-        known[node] = made.node_copy(node, lambda n: known[n])
+        copy = known[node] = made.node_copy(node, lambda n: known[n])
+        copy.args, copy.kwargs = map_aggregate((copy.args, copy.kwargs), _as_double)
     wanted = {
         f"output {k}": n
         for k, n in enumerate(program.outputs)
@@ -133,6 +137,10 @@ def _graph(program: Program) -> tuple[fx.GraphModule, list[str]]:
     wanted |= {f"input {inputs[n].target}": v for n, v in program.writes.items()}
     made.output(tuple(known[n] for n in wanted.values()))
     return fx.GraphModule(nn.Module(), made), list(wanted)
+
+
+def _as_double(leaf: Any) -> Any:
+    return torch.float64 if isinstance(leaf, torch.dtype) and leaf.is_floating_point else leaf
 
 
 def _nothing() -> None:
