@@ -8,9 +8,9 @@
 Seeded random weights, the same for all. Each engine is a process of its own that is stopped while
 another runs. A round reads as many bytes as the weights take (a sum with all threads: the read part
 of STREAM, in large pages where the system has them), then takes steps of each engine. All do so
-twice, and the second counts; the figures are medians over rounds. `share` is the bytes of weights
-and live keys and values a second over that bandwidth. `off` is the largest difference of the logits
-after 16 tokens from float32, over the largest logit.
+twice, and the second counts; positions take turns; the figures are medians over rounds. `share` is
+the bytes of weights and live keys and values a second over that bandwidth. `off` is the largest
+difference of the logits after 16 tokens from float32, over the largest logit.
 
 llama.cpp, ONNX Runtime and OpenVINO run under the Python of QUIRE_PEERS (default: this one), in an
 environment such as
@@ -24,6 +24,7 @@ An engine that cannot be started is named with its error.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -167,15 +168,17 @@ def measure(
                 off[engine.name] = float((torch.tensor(got) - want).abs().max() / want.abs().max())
         rows = []
         for batch in given.batch:
+            samples: dict[int, dict[str, list[float]]] = {
+                p: {e.name: [] for e in engines} for p in given.positions
+            }
+            reads: dict[int, list[float]] = {p: [] for p in given.positions}
+            for _, position in itertools.product(range(given.rounds), given.positions):
+                reads[position].append(read_seconds(held))
+                for engine in engines:
+                    steps = 2 if batch == 1 or engine.name == "quire" else 1
+                    asked = {"batch": batch, "position": position, "steps": steps}
+                    samples[position][engine.name] += engine.ask(asked).get("samples", [])[-1:]
             for position in given.positions:
-                samples: dict[str, list[float]] = {e.name: [] for e in engines}
-                reads = []
-                for _ in range(given.rounds):
-                    reads.append(read_seconds(held))
-                    for engine in engines:
-                        steps = 2 if batch == 1 or engine.name == "quire" else 1
-                        asked = {"batch": batch, "position": position, "steps": steps}
-                        samples[engine.name] += engine.ask(asked).get("samples", [])[-1:]
                 rows.append(
                     {
                         "key": f"{shape} {weights} batch {batch} position {position}",
@@ -185,8 +188,8 @@ def measure(
                         "position": position,
                         "weight_bytes": nbytes,
                         "cache_bytes": per_token * batch * (position + 1),
-                        "read_samples": reads,
-                        "samples": samples,
+                        "read_samples": reads[position],
+                        "samples": samples[position],
                         "off": off,
                         "engines": {
                             e.name: {"error": e.error} if e.error else e.facts for e in engines

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ class Fused:
         self._fast = quire.fuse(
             model, max_length=length, max_batch=batch, weights=scheme, threads=threads
         )
+        self._places: dict[tuple[int, int], Any] = {}
         kernel = self._fast.kernel
         self.facts = {
             "version": quire.__version__,
@@ -40,7 +43,15 @@ class Fused:
         return cache
 
     def stand(self, batch: int, position: int) -> Stand:
-        cache, ids = self._cache(batch, position), torch.zeros(batch, 1, dtype=torch.long)
+        place, ids = (batch, position), torch.zeros(batch, 1, dtype=torch.long)
+        cache = self._places.get(place)
+        if cache is not None:
+            cache.crop(1)
+        else:
+            cache = self._places[place] = self._cache(*place)
+            for held in itertools.chain(*cache.tensors()):
+                held.normal_()  # memory of its own, not the system's page of zeros
+            time.sleep(1)  # torch's threads are idle again
         return lambda: cache.crop(1), lambda: self._fast(ids, past_key_values=cache)
 
     def logits(self, ids: list[int]) -> Any:
