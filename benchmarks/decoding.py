@@ -175,8 +175,7 @@ def measure(
             for _, position in itertools.product(range(given.rounds), given.positions):
                 reads[position].append(read_seconds(held))
                 for engine in engines:
-                    steps = 2 if batch == 1 or engine.name == "quire" else 1
-                    asked = {"batch": batch, "position": position, "steps": steps}
+                    asked = {"batch": batch, "position": position, "steps": 2}
                     samples[position][engine.name] += engine.ask(asked).get("samples", [])[-1:]
             for position in given.positions:
                 rows.append(

@@ -17,8 +17,8 @@ import numpy as np
 
 ANSWER = "ANSWER "
 
-
 Stand = tuple[Callable[[], object], Callable[[], object]]
+"""What takes back a step, and what takes one."""
 
 
 class Engine(Protocol):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import TextStreamer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import quire
 from quire.errors import InputError
@@ -39,6 +40,17 @@ def test_same_tokens_as_the_model(pair, options):
         options = {"do_sample": False, **options}
         found.append(each.generate(input_ids=IDS, max_new_tokens=30, **options))
     assert torch.equal(*found)
+
+
+def test_a_step_gives_what_transformers_makes(pair):
+    _, fast = pair
+    cache = fast.new_cache(2)
+    fast(IDS, past_key_values=cache)
+    got = fast(IDS[:, :1], past_key_values=cache)
+    want = CausalLMOutputWithPast(logits=got.logits, past_key_values=cache)
+    assert type(got) is type(want) and list(got.items()) == list(want.items())
+    assert got.loss is None and got[0] is got.logits and got.to_tuple() == want.to_tuple()
+    assert got.logits.shape == (2, 1, 320) and cache.lengths.tolist() == [10, 10]
 
 
 def test_right_padding_gives_what_each_row_gives_alone(pair):

@@ -293,7 +293,8 @@ class FusedCausalLM(nn.Module, GenerationMixin):
 
 
 def _output(logits: torch.Tensor, cache: SlotCache) -> CausalLMOutputWithPast:
-    """As its class makes it, which looks at every field there could be: a part of a step's time."""
+    """What `CausalLMOutputWithPast(logits=…, past_key_values=…)` gives, without its going through
+    every field of the class: 50 µs of a step, whose code it finds out of cache."""
     out = CausalLMOutputWithPast.__new__(CausalLMOutputWithPast)
     out["logits"], out["past_key_values"] = logits, cache
     return out
