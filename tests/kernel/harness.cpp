@@ -12,19 +12,24 @@ using namespace quire;
         index_t k) {                                                                        \
         dot(out, rows, index_t(1), w, at, k, rows, x, k, columns, k);                       \
     }
-#define ELEMENTS(name, type)                                                                \
+// Rows at, at + apart, … of weights in blocks.
+#define BLOCKS(name, type)                                                                  \
+    extern "C" __attribute__((visibility("default"))) void dot_##name(                      \
+        float* out, const type* w, index_t at, const float* x, index_t rows, index_t columns, \
+        index_t k, index_t apart) {                                                         \
+        dot_blocks(Target{out, rows, 1}, Rows<type>{w, k / SPAN, at / k, apart, rows}, x, k, \
+                   columns, k);                                                             \
+    }                                                                                       \
     extern "C" __attribute__((visibility("default"))) void elements_##name(                 \
-        float* out, const type* w, index_t n) {                                             \
-        for (index_t i = 0; i < n; ++i) out[i] = load(w, i);                                \
+        float* out, const type* w, index_t k, index_t n) {                                  \
+        for (index_t i = 0; i < n; ++i) out[i] = element(w, k, i);                          \
     }
-ELEMENTS(int8, int8_group)
-ELEMENTS(int4, int4_block)
+BLOCKS(int8, int8_block)
+BLOCKS(int4, int4_block)
 
 DOT(float, float)
 DOT(bf16, bf16)
 DOT(fp16, fp16)
-DOT(int8, int8_group)
-DOT(int4, int4_block)
 
 extern "C" __attribute__((visibility("default"))) void function(
     int which, float* out, const float* in, index_t n) {

@@ -8,7 +8,7 @@ import attrs
 
 from quire.kernel.analysis import weights_of
 from quire.kernel.compile import KernelPlan
-from quire.kernel.ir import BLOCKS, AnyNest, Attend, Buffer, Merge, Nest, Scan, TopK
+from quire.kernel.ir import BLOCKS, AnyNest, Attend, Buffer, Merge, Nest, Scan, TopK, blocks
 
 
 @attrs.frozen
@@ -66,8 +66,8 @@ def weight_bytes(buffer: Buffer) -> int:
     for size in buffer.shape:
         total *= int(size)
     if buffer.scheme:
-        size, nbytes = BLOCKS[buffer.scheme]
-        return -(-total // size) * nbytes
+        columns = int(buffer.shape[-1])
+        return blocks(total // columns, columns) * BLOCKS[buffer.scheme]
     return total * buffer.dtype.itemsize
 
 

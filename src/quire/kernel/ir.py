@@ -82,8 +82,15 @@ class Soft:
 Expr = Num | Var | Length | Read | Call | Fold | Soft
 
 
-BLOCKS = {"int8": (32, 34), "int4": (128, 72)}
-"""Weights that a scheme holds together, and their bytes, scales included."""
+SPAN = 32
+"""Rows and columns of a block of quantised weights."""
+BLOCKS = {"int8": 1088, "int4": 576}
+"""Bytes of a block, scales included."""
+
+
+def blocks(rows: int, columns: int) -> int:
+    """That hold a matrix: the last ones may have rows to spare."""
+    return -(-rows // SPAN) * (columns // SPAN)
 
 
 @attrs.frozen(cache_hash=True)

@@ -53,7 +53,7 @@ def test_quantised() -> None:
     linear = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64)).eval()
     program = from_exported(export(linear, (torch.zeros(4, 64),)), writes=True)
     plan = compile_program(program, "int8", "quantised")
-    assert "int8_group" in plan.source
+    assert "quire::int8<" in plan.source
     assert verdict(plan) == ("proved", "")
 
 

@@ -20,6 +20,7 @@ from quire.kernel.analysis import (
     unit_stride,
 )
 from quire.kernel.ir import (
+    SPAN,
     AnyNest,
     Buffer,
     Call,
@@ -194,7 +195,8 @@ class Store:
             return None
         sizes = [int(s) for s in b.shape]  # type: ignore[arg-type]
         large = b.dtype.is_floating_point and math.prod(sizes) >= QUANTISED
-        scheme = self.scheme if large and sizes[dims[0]] % 32 == 0 else ""
+        whole = k.size == sizes[dims[0]] and sizes[dims[0]] % SPAN == 0
+        scheme = self.scheme if large and whole else ""
         if not scheme and unit_stride(e, k):
             return None
         order = (*(d for d in range(len(sizes)) if d != dims[0]), dims[0])

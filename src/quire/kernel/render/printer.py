@@ -38,7 +38,6 @@ TYPES = {
     torch.uint8: "std::uint8_t",
     torch.bool: "bool",
 }
-_SCHEMES = {"int8": "quire::int8_group", "int4": "quire::int4_block"}
 _INFIX = {
     "sub": "-", "lt": "<", "le": "<=", "eq": "==", "ne": "!=", "and": "&&", "or": "||", "div": "/",
     "tdiv": "/",
@@ -107,7 +106,7 @@ class Names:
 
 
 def c_type(b: Buffer) -> str:
-    base = _SCHEMES[b.scheme] if b.scheme else TYPES[b.dtype]
+    base = f"quire::{b.scheme}<{b.shape[-1]}>" if b.scheme else TYPES[b.dtype]
     return f"const {base}" if b.role == "state" else base
 
 

@@ -5,6 +5,7 @@
 // each of the three numbers apart.
 #pragma once
 
+#include "kept.hpp"
 #include "weights.hpp"
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BW__) && \
@@ -12,8 +13,6 @@
 #define QUIRE_TILES
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include <vector>
 
 namespace quire {
 
@@ -80,24 +79,27 @@ inline void transpose(__m512i (&r)[16]) {
     }
 }
 
+// The upper halves of 16 floats are their first bf16 numbers. What is no finite number has one.
+inline void split(__m512 x, __m512i (&piece)[PIECES]) {
+    const __m512i upper = _mm512_set1_epi32(-65536);
+    const __mmask16 nan = _mm512_fpclass_ps_mask(x, 0x81);
+    const __mmask16 finite = _knot_mask16(_mm512_fpclass_ps_mask(x, 0x99));
+    const __m512i quiet = _mm512_maskz_set1_epi32(nan, 0x00400000);
+    piece[0] = _mm512_or_si512(_mm512_and_si512(_mm512_castps_si512(x), upper), quiet);
+    const __m512 rest = _mm512_maskz_sub_ps(finite, x, _mm512_castsi512_ps(piece[0]));
+    piece[1] = _mm512_and_si512(_mm512_castps_si512(rest), upper);
+    piece[2] = _mm512_castps_si512(_mm512_sub_ps(rest, _mm512_castsi512_ps(piece[1])));
+}
+
 // Vectors as tiles hold them: of 32 along k and up to 16 vectors a tile for each of the three
-// numbers; of five vectors or fewer one tile, the three side by side. For rows in groups always a
-// tile for each, an even number of steps, and pairs of what lies 16 apart.
-template <bool groups>
+// numbers; of five vectors or fewer one tile, the three side by side.
 class Panels {
 public:
-    // Keeps what it holds if that is the same, bit by bit: a phase multiplies one set of vectors
-    // with many rows.
     void hold(const float* x, index_t x_step, index_t as, index_t k) {
-        if (as == as_ && k == k_ && same(x, x_step)) return;
-        as_ = as, k_ = k;
+        if (kept_.same(x, x_step, as, k)) return;
         chunks_ = (k + DEEP - 1) / DEEP;
-        if (groups) chunks_ += chunks_ % 2;
-        tiles_ = !groups && PIECES * as <= SIDE ? 1 : PIECES;
-        copy_.resize(as * k);
+        tiles_ = PIECES * as <= SIDE ? 1 : PIECES;
         lines_.resize((as + SIDE - 1) / SIDE * chunks_ * tiles_ * SIDE);
-        for (index_t a = 0; a < as; ++a)
-            std::memcpy(copy_.data() + a * k, x + a * x_step, k * sizeof(float));
         for (index_t a = 0; a < as; a += SIDE)
             for (index_t c = 0; c < chunks_; ++c) pack(a, c);
     }
@@ -108,52 +110,23 @@ public:
     index_t chunks() const { return chunks_; }
 
 private:
-    bool same(const float* x, index_t x_step) const {
-        for (index_t a = 0; a < as_; ++a)
-            if (!same(copy_.data() + a * k_, x + a * x_step)) return false;
-        return true;
-    }
-
-    bool same(const float* held, const float* x) const {
-        const auto found = [](const float* p) { return _mm512_loadu_si512(p); };
-        __m512i apart = {};
-        index_t i = 0;
-        for (; i + 16 <= k_; i += 16)  // apart |= held ^ x
-            apart = _mm512_ternarylogic_epi32(apart, found(held + i), found(x + i), 0xf6);
-        return _mm512_test_epi32_mask(apart, apart) == 0 &&
-               std::memcmp(held + i, x + i, (k_ - i) * sizeof(float)) == 0;
-    }
-
-    // The upper halves of 16 floats are their first bf16 numbers. What is no finite number has one.
-    static void split(__m512 x, __m512i (&piece)[PIECES]) {
-        const __m512i upper = _mm512_set1_epi32(-65536);
-        const __mmask16 nan = _mm512_fpclass_ps_mask(x, 0x81);
-        const __mmask16 finite = _knot_mask16(_mm512_fpclass_ps_mask(x, 0x99));
-        const __m512i quiet = _mm512_maskz_set1_epi32(nan, 0x00400000);
-        piece[0] = _mm512_or_si512(_mm512_and_si512(_mm512_castps_si512(x), upper), quiet);
-        const __m512 rest = _mm512_maskz_sub_ps(finite, x, _mm512_castsi512_ps(piece[0]));
-        piece[1] = _mm512_and_si512(_mm512_castps_si512(rest), upper);
-        piece[2] = _mm512_castps_si512(_mm512_sub_ps(rest, _mm512_castsi512_ps(piece[1])));
-    }
-
     void pack(index_t a, index_t chunk) {
         alignas(64) static constexpr std::uint16_t uppers[32] = {
             1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
             33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
         const __m512i order = _mm512_load_si512(uppers);
-        const index_t left = k_ - chunk * DEEP;
+        const index_t left = kept_.length() - chunk * DEEP;
         const std::uint32_t mask = left >= DEEP ? ~0u : (1u << left) - 1;
-        const int count = as_ - a < SIDE ? int(as_ - a) : SIDE;
+        const int count = kept_.count() - a < SIDE ? int(kept_.count() - a) : SIDE;
         __m512i pairs[PIECES * SIDE] = {};
         for (int n = 0; n < count; ++n) {
-            const float* from = copy_.data() + (a + n) * k_ + chunk * DEEP;
+            const float* from = kept_.row(a + n) + chunk * DEEP;
             __m512i low[PIECES], high[PIECES];
             split(_mm512_maskz_loadu_ps(__mmask16(mask), from), low);
             split(_mm512_maskz_loadu_ps(__mmask16(mask >> 16), from + 16), high);
             for (int p = 0; p < PIECES; ++p)
                 pairs[few() ? p * count + n : p * SIDE + n] =
-                    groups ? _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low[p], 16), high[p])
-                           : _mm512_permutex2var_epi16(low[p], order, high[p]);
+                    _mm512_permutex2var_epi16(low[p], order, high[p]);
         }
         Line* to = lines_.data() + (a / SIDE * chunks_ + chunk) * tiles_ * SIDE;
         for (int t = 0; t < tiles_; ++t) {
@@ -163,23 +136,23 @@ private:
         }
     }
 
-    std::vector<float> copy_;
+    Kept kept_;
     std::vector<Line> lines_;
-    index_t as_ = 0, k_ = 0, chunks_ = 0;
+    index_t chunks_ = 0;
     int tiles_ = 0;
 };
 
 constexpr int ROW = 6, PIECE = 7;  // tiles; those before them hold sums
 
-// Sums of up to 16 rows with up to 16 vectors.
-inline void shape_tiles(int rows) {
+// The tiles before `whole` with `rows` rows, the others with 16.
+inline void shape_tiles(int rows, int whole = PIECE) {
     struct alignas(64) {
         std::uint8_t palette = 1, start = 0, reserved[14] = {};
         std::uint16_t bytes[16] = {};
         std::uint8_t rows[16] = {};
     } shape;
     for (int t = 0; t < 8; ++t) {
-        shape.rows[t] = std::uint8_t(t < PIECE ? rows : SIDE);
+        shape.rows[t] = std::uint8_t(t < whole ? rows : SIDE);
         shape.bytes[t] = 64;
     }
     settled();
@@ -193,7 +166,7 @@ struct alignas(64) Sums {
 // The products of R · 16 rows (or fewer than 16, as the tiles are shaped) with a panel.
 template <int R, bool few>
 inline void sum_tiles(
-    Sums* sums, const Weights<bf16>& w, index_t b, int rows, const Panels<false>& x, index_t a,
+    Sums* sums, const Weights<bf16>& w, index_t b, int rows, const Panels& x, index_t a,
     index_t k) {
     constexpr int TILES = few ? 1 : PIECES;
     const index_t step = w.step, next = R * SIDE * step;
@@ -242,7 +215,7 @@ inline void put_row(float* to, index_t step, int n, __m512 row) {
 template <int R, bool few>
 inline void tile_rows(
     float* out, index_t out_a, index_t out_b, const Weights<bf16>& w, index_t b, int rows,
-    const Panels<false>& x, index_t as, index_t k) {
+    const Panels& x, index_t as, index_t k) {
     Sums sums[R * (few ? 1 : PIECES)];
     const int n = R > 1 ? SIDE : rows;
     for (index_t a = 0; a < as; a += SIDE) {
@@ -270,7 +243,7 @@ inline void tile_rows(
 
 template <bool few>
 inline void dot_panels(
-    float* out, index_t out_a, index_t out_b, const Weights<bf16>& w, index_t bs, const Panels<false>& x,
+    float* out, index_t out_a, index_t out_b, const Weights<bf16>& w, index_t bs, const Panels& x,
     index_t as, index_t k) {
     constexpr int MOST = few ? 4 : 2;
     index_t b = 0;
@@ -290,7 +263,7 @@ __attribute__((noinline)) inline void dot_on_tiles(
     float* out, index_t out_a, index_t out_b, const Weights<bf16>& w, index_t bs, const float* x,
     index_t x_step, index_t as, index_t k) {
     if (as == 0 || bs == 0) return;
-    static thread_local Panels<false> panels;
+    static thread_local Panels panels;
     panels.hold(x, x_step, as, k);
     if (panels.few()) dot_panels<true>(out, out_a, out_b, w, bs, panels, as, k);
     else dot_panels<false>(out, out_a, out_b, w, bs, panels, as, k);

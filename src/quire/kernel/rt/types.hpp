@@ -32,30 +32,37 @@ struct fp16 {
     std::uint16_t bits;
 };
 
-// Weights in groups of 32 along the row with a scale each: 8.5 and 4.5 bits a weight. The scale of
-// an int8 group is a bf16. Four int4 groups lie together: word l of 16 holds the weights l, l + 16,
-// … l + 112 of 128 from its lowest nibble up, offset by 8, so that a register of words gives eight
-// vectors of weights by shifts alone. The scale of group g is the float at byte 62 + 2g, whose lower
-// half are the values or the scale before it: so a kernel that has no instruction to spare
-// broadcasts it as it lies.
-struct int8_group {
-    static constexpr index_t size = 32;
-    std::int8_t value[32];
-    bf16 scale;
-    float by() const { return from_bits(std::uint32_t(scale.bits) << 16); }
+// Quantised weights, in blocks of 32 rows by 32 columns with a scale for each row: 8.5 and 4.5 bits
+// a weight. Blocks lie as they are read, those of the same 32 rows one after another. A word holds
+// four columns of a row (of int4 weights eight: the next four in the upper halves of its bytes), and
+// the words of 32 rows lie side by side, so that a register multiplies 16 rows at once. What is held
+// is the weight over its scale, plus ZERO.
+constexpr index_t SPAN = 32;
+
+struct int8_block {
+    static constexpr int ZERO = 128, WIDE = 4;  // columns of a word
+    std::uint8_t value[SPAN * SPAN];
+    bf16 scale[SPAN];
 };
 
 struct int4_block {
-    static constexpr index_t size = 128;
-    std::uint8_t value[64];
-    std::uint16_t scale[4];
-    float by(index_t group) const {
-        float word;
-        std::memcpy(&word, reinterpret_cast<const char*>(this) + 62 + 2 * group, sizeof word);
-        return word;
-    }
+    static constexpr int ZERO = 8, WIDE = 8;
+    std::uint8_t value[SPAN * SPAN / 2];
+    bf16 scale[SPAN];
 };
-static_assert(sizeof(int8_group) == 34 && sizeof(int4_block) == 72);
+static_assert(sizeof(int8_block) == 1088 && sizeof(int4_block) == 576);
+
+// The first of the blocks that hold a matrix of K columns.
+template <class B, index_t K>
+struct Blocked {
+    using Block = B;
+    static constexpr index_t columns = K;
+    B first;
+};
+template <index_t K>
+using int8 = Blocked<int8_block, K>;
+template <index_t K>
+using int4 = Blocked<int4_block, K>;
 
 inline float half_to_float(std::uint16_t h) {
 #if defined(__F16C__)
@@ -93,15 +100,18 @@ inline float load(const float* p, index_t i) { return p[i]; }
 inline float load(const double* p, index_t i) { return float(p[i]); }
 inline float load(const bf16* p, index_t i) { return from_bits(std::uint32_t(p[i].bits) << 16); }
 inline float load(const fp16* p, index_t i) { return half_to_float(p[i].bits); }
-inline float load(const int8_group* p, index_t i) {
-    const int8_group& g = p[i / 32];
-    return g.by() * float(g.value[i % 32]);
+// Element i, row by row, of a matrix in blocks.
+template <class B>
+inline float element(const B* blocks, index_t columns, index_t i) {
+    const index_t row = i / columns, k = i % columns;
+    const B& b = blocks[row / SPAN * (columns / SPAN) + k / SPAN];
+    const int at = int(k % SPAN), r = int(row % SPAN);
+    const std::uint8_t byte = b.value[(at / B::WIDE * SPAN + r) * 4 + at % 4];
+    const int held = B::WIDE == 4 ? byte : byte >> at % B::WIDE / 4 * 4 & 15;
+    return from_bits(std::uint32_t(b.scale[r].bits) << 16) * float(held - B::ZERO);
 }
-inline float load(const int4_block* p, index_t i) {
-    const int4_block& b = p[i / 128];
-    const index_t k = i % 128, g = k / 32;
-    return b.by(g) * float((b.value[k % 16 * 4 + g] >> k / 16 % 2 * 4 & 15) - 8);
-}
+template <class B, index_t K>
+inline float load(const Blocked<B, K>* p, index_t i) { return element(&p->first, K, i); }
 inline index_t load(const std::int64_t* p, index_t i) { return p[i]; }
 inline index_t load(const std::int32_t* p, index_t i) { return p[i]; }
 inline index_t load(const std::int16_t* p, index_t i) { return p[i]; }

@@ -17,6 +17,7 @@ constexpr int PARTS = 4;
 typedef float part __attribute__((vector_size(64 / PARTS)));
 typedef float part_u __attribute__((vector_size(64 / PARTS), aligned(4)));
 typedef std::uint32_t upart __attribute__((vector_size(64 / PARTS)));
+typedef std::int32_t spart __attribute__((vector_size(64 / PARTS)));
 typedef std::uint16_t hpart_u __attribute__((vector_size(32 / PARTS), aligned(2)));
 
 // A struct, because compilers split vectors that are wider than a register badly.

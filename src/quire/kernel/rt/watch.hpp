@@ -248,7 +248,7 @@ private:
     bool touch(const Watched<T>& a, index_t i, index_t n, bool writes) const {
         using Element = std::remove_const_t<T>;
         const auto [from, size] = Weights<Element>::bytes(i, n);
-        // Quantised weights are touched in whole groups.
+        // Quantised weights are touched in whole rows of blocks.
         const index_t bytes = size ? size : index_t(sizeof(Element));
         if (a.buffer >= 0) return watcher_.touch(a.buffer, from, bytes, writes, worker_);
         const index_t at = reinterpret_cast<const char*>(a.p) - scratch_ + from;

@@ -28,32 +28,46 @@ struct Weights {
     const W* base;
     index_t at, step;
     const W* row(index_t b) const { return base + at + b * step; }
-    index_t apart() const { return 1; }
     static constexpr Bytes bytes(index_t i, index_t n) {
         return {i * index_t(sizeof(W)), n * index_t(sizeof(W))};
     }
 };
 
-template <>
-struct Weights<int8_group> {
-    const int8_group* base;
-    index_t at, step;
-    const int8_group* row(index_t b) const { return base + (at + b * step) / 32; }
-    index_t apart() const { return 1; }
-    static constexpr Bytes bytes(index_t i, index_t n) { return {i / 32 * 34, n / 32 * 34}; }
+// Of weights in blocks all that lies beside the rows.
+template <class B, index_t K>
+struct Weights<Blocked<B, K>> {
+    static constexpr Bytes bytes(index_t i, index_t n) {
+        constexpr index_t rows = SPAN * K, size = K / SPAN * index_t(sizeof(B));
+        return {i / rows * size, ((i + n + rows - 1) / rows - i / rows) * size};
+    }
 };
 
-template <>
-struct Weights<int4_block> {
-    const int4_block* base;
-    index_t at, step;
-    // The group that row b starts with, counted through all blocks.
-    index_t group(index_t b) const { return (at + b * step) / 32; }
-    // From a row to the next that starts at the same group of a block.
-    index_t apart() const { return step % 128 == 0 ? 1 : step % 64 == 0 ? 2 : 4; }
-    static constexpr Bytes bytes(index_t i, index_t n) {
-        return {i / 128 * 72, (i + n + 127) / 128 * 72 - i / 128 * 72};
+// Fetches what lies one after another, in that order, at distances from what is worked on: twice
+// from memory, one soon after the other, since a processor that is busy drops some of such requests,
+// and once from L2. The first distance is as far as the first rows of a phase were fetched before it
+// began. All are constants: instructions that work them out cost as much again as the requests.
+class Prefetcher {
+public:
+    static constexpr int FAR = AT_START, AGAIN = FAR - 18 * 64, NEAR = 2048;  // bytes
+
+    explicit Prefetcher(const void* first) : line_(static_cast<const char*>(first)) {}
+    // The next `bytes`, or one of the `parts` in which they are asked for in turn: fewer at a time
+    // wait for one another. Inline: a call that only prefetches is taken for one without effect.
+    template <int bytes, int part = 0, int parts = 1>
+    __attribute__((always_inline)) void fetch() {
+        constexpr int from = bytes / 64 * part / parts * 64;
+        constexpr int to = bytes / 64 * (part + 1) / parts * 64;
+#pragma GCC unroll 1  // all at once, more are dropped
+        for (int n = from; n < to; n += 64) {
+            __builtin_prefetch(line_ + n + FAR, 0, 2);
+            __builtin_prefetch(line_ + n + AGAIN, 0, 2);
+            __builtin_prefetch(line_ + n + NEAR, 0, 3);
+        }
+        if (part + 1 == parts) line_ += bytes;
     }
+
+private:
+    const char* line_;
 };
 
 }  // namespace quire

@@ -340,12 +340,13 @@ class _Parser:
         if name == "q" and self.accept("template"):
             what = self.word()
             self.take("<")
-            words = []
-            while not self.accept(">"):
+            words, open_ = [], 1
+            while open_:
                 words.append(self.next())
-                if len(words) > 4:
+                open_ += {"<": 1, ">": -1}.get(words[-1], 0)
+                if len(words) > 8:
                     raise NoMeaning(f"{self.where}: an unknown type {words}")
-            kind = " ".join(words).replace(" :: ", "::")
+            kind = re.sub(r" ?(::|<|>) ?", r"\1", " ".join(words[:-1]))
             return Apply(f"q.{what}", self.arguments(), kind)
         field = self.word()
         if self.peek() == "(":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -34,8 +35,13 @@ TYPES = {
     torch.int16: "std::int16_t", torch.int8: "std::int8_t", torch.uint8: "std::uint8_t",
     torch.bool: "bool",
 }  # fmt: skip
-GROUPS = {"int8": "quire::int8_group", "int4": "quire::int4_block"}
 ELEMENTS = {name: dtype for dtype, name in TYPES.items()}
+QUANTISED = re.compile(r"(?:const )?quire::int[48]<(\d+)>")
+"""Weights in blocks, by the number of their columns."""
+
+
+def element_type(b: Buffer) -> str:
+    return f"quire::{b.scheme}<{b.shape[-1]}>" if b.scheme else TYPES[b.dtype]
 
 
 @attrs.frozen(eq=False)
@@ -131,7 +137,7 @@ class State:
                 raise NotShown(f"scratch of type {pointer.kind} at {pointer.offset}")
             return
         b = self.buffer(pointer)
-        base = GROUPS[b.scheme] if b.scheme else TYPES[b.dtype]
+        base = element_type(b)
         want = f"const {base}" if b.role == "state" else base
         if pointer.kind != want:
             raise NotShown(f"{b.name} is {want}, and read as {pointer.kind}")

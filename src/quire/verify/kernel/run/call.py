@@ -17,7 +17,7 @@ from quire.verify.kernel.run.machine import Worker
 from quire.verify.kernel.run.numbers import Numbers
 from quire.verify.kernel.script import epochs
 from quire.verify.kernel.source import functions
-from quire.verify.kernel.state import GROUPS, TYPES
+from quire.verify.kernel.state import element_type
 from quire.verify.kernel.tables import Tables
 
 WORKERS = 3
@@ -77,7 +77,8 @@ class _Held:
                 for size in self._sizes(b.shape):
                     count *= size
                 self.arrays.append(Array(
-                    b.name, arena, tables.offsets[b.name], b.dtype.itemsize, count, _type(b),
+                    b.name, arena, tables.offsets[b.name], b.dtype.itemsize, count,
+                    element_type(b),
                     b.name in self._named,
                 ))  # fmt: skip
                 continue
@@ -85,7 +86,7 @@ class _Held:
             if key not in cells:
                 cells[key] = self._outside(b)
             held = cells[key]
-            self.arrays.append(Array(b.target, held, 0, 1, len(held.values), _type(b)))
+            self.arrays.append(Array(b.target, held, 0, 1, len(held.values), element_type(b)))
             if b.role in ("input", "output"):
                 self.outside[_label(b)] = (held, b)
 
@@ -132,7 +133,3 @@ def _label(b: Buffer) -> str:
     if b.role == "output":
         return f"output {int(b.target.removeprefix('out'))}"
     return f"input {b.target}"
-
-
-def _type(b: Buffer) -> str:
-    return GROUPS[b.scheme] if b.scheme else TYPES[b.dtype]

@@ -81,5 +81,5 @@ class Array:
 
     @property
     def dtype(self) -> torch.dtype:
-        """As which it is loaded; groups of quantised weights are read dequantised."""
+        """As which it is loaded; quantised weights are read dequantised."""
         return ELEMENTS.get(self.kind.removeprefix("const "), torch.float32)
