@@ -112,18 +112,16 @@ inline __m512i four_columns(const B& b, int half, int four) {
 }
 
 // Adds the products of a block with C vectors, and asks for the one that is `next` meanwhile.
-template <int C, class B>
+template <int C, bool ahead, class B>
 __attribute__((always_inline)) inline void add_block(
-    const B& b, const Digits::Block* const (&x)[C], bool ahead, Prefetcher& next,
-    __m512 (&total)[C][2]) {
+    const B& b, const Digits::Block* const (&x)[C], Prefetcher& next, __m512 (&total)[C][2]) {
     constexpr int PARTS = 4, EACH = SPAN / 4 / PARTS;
     __m512i sum[C][DIGITS][2];
     for (int c = 0; c < C; ++c)
         for (int d = 0; d < DIGITS; ++d)
             sum[c][d][0] = sum[c][d][1] = _mm512_set1_epi32(x[c]->offset[d]);
     unrolled<SPAN / 4>([&](auto four) __attribute__((always_inline)) {
-        if constexpr (four % EACH == 0)
-            if (ahead) next.fetch<sizeof(B), four / EACH, PARTS>();
+        if constexpr (ahead && four % EACH == 0) next.fetch<sizeof(B), four / EACH, PARTS>();
         const __m512i low = four_columns(b, 0, four), high = four_columns(b, 1, four);
         for (int c = 0; c < C; ++c)
             for (int d = 0; d < DIGITS; ++d) {
@@ -154,12 +152,12 @@ inline void dot_on_digits(
     Prefetcher next(w.base + w.first / SPAN * w.across);
     w.each([&](const B* b, index_t row) {
         index_t a = 0;
-        const auto some = [&](auto many) {
+        const auto some = [&](auto many, auto ahead) {
             const Digits::Block* xs[many];
             for (int c = 0; c < many; ++c) xs[c] = digits.blocks(a + c);
             __m512 total[many][2] = {};
             for (index_t g = 0; g < blocks; ++g) {
-                add_block<many>(b[g], xs, a == 0, next, total);
+                add_block<many, ahead>(b[g], xs, next, total);
                 for (int c = 0; c < many; ++c) ++xs[c];
             }
             for (int c = 0; c < many; ++c) {
@@ -173,8 +171,13 @@ inline void dot_on_digits(
             }
             a += many;
         };
-        while (as - a >= 2) some(std::integral_constant<int, 2>{});
-        if (as > a) some(std::integral_constant<int, 1>{});
+        // The first vectors bring the blocks after these; the others find theirs in cache.
+        constexpr std::integral_constant<int, 1> one;
+        constexpr std::integral_constant<int, 2> two;
+        if (as == 1) return some(one, std::true_type{});
+        some(two, std::true_type{});
+        while (as - a >= 2) some(two, std::false_type{});
+        if (as > a) some(one, std::false_type{});
     });
 }
 
