@@ -2,9 +2,9 @@
 //
 // A vector is held as integers of 32 bits, 32 elements at a time over one power of two, each as four
 // signed digits of 8 bits: what the machine multiplies with the bytes of weights, and sums up without
-// rounding. That is exact within 2^-19 of an element (a product of 32 rounds by more); elements too
-// small for that beside the largest of their 32, or that are no finite numbers, are multiplied as
-// floats, afterwards.
+// rounding. An element is exact within k · 2^-24 of it, half of what a product of k floats may be off
+// by; elements too small for that beside the largest of their 32, or that are no finite numbers, are
+// multiplied as floats, afterwards.
 #pragma once
 
 #include "kept.hpp"
@@ -37,19 +37,21 @@ public:
 
     void hold(const float* x, index_t x_step, index_t as, index_t k, int zero) {
         if (kept_.same(x, x_step, as, k)) return;
+        int bits = 18;  // of the smallest integers
+        for (index_t n = k / SPAN; n > 1 && bits > 0; n /= 2) --bits;
         blocks_.resize(as * (k / SPAN));
         floats_.resize(as);
         for (index_t a = 0; a < as; ++a) {
             floats_[a].clear();
-            for (index_t g = 0; g < k / SPAN; ++g) split(a, g, zero);
+            for (index_t g = 0; g < k / SPAN; ++g) split(a, g, zero, bits);
         }
     }
     const Block* blocks(index_t a) const { return blocks_.data() + a * (kept_.length() / SPAN); }
     const std::vector<Float>& floats(index_t a) const { return floats_[a]; }
 
 private:
-    void split(index_t a, index_t g, int zero) {
-        constexpr int LARGEST = 30, SMALLEST = 18;  // bits of the integers
+    void split(index_t a, index_t g, int zero, int bits) {
+        constexpr int LARGEST = 30;
         const float* x = kept_.row(a) + g * SPAN;
         const __m512 half[2] = {_mm512_loadu_ps(x), _mm512_loadu_ps(x + LANES)};
         const auto size = [](__m512 v) {
@@ -61,7 +63,7 @@ private:
         const auto power = [](int n) { return from_bits(std::uint32_t(n + 127) << 23); };
         const __m512 by = _mm512_set1_ps(good ? power(LARGEST - exponent) : 0.0f);
         const __m512i least =
-            _mm512_set1_epi32(good ? (exponent - LARGEST + SMALLEST + 127) << 23 : -1);
+            _mm512_set1_epi32(good ? (exponent - LARGEST + bits + 127) << 23 : -1);
         // A byte that follows another is one more where that is negative.
         const __m512i carry = _mm512_set1_epi32(0x00808080);
         const __m512i bytes =
