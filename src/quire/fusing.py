@@ -57,7 +57,7 @@ def fuse(
     needs an upper end for each dim. `dims` gives the largest size of each dim that an ONNX file
     names without a size.
 
-    `weights`: None as they are, "int8" or "int4" in groups of 32 (the kernel then equals the
+    `weights`: None as they are, "int8" or "int4", a scale for each 32 (the kernel then equals the
     graph with the dequantised weights). `sampling`: of a causal LM, the kernel picks the next token
     too, and the result has `sample`. `threads`: default all that this process may use.
 

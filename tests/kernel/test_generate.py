@@ -1,5 +1,7 @@
 """`quire.fuse` on a causal LM: Hugging Face's generate, token for token."""
 
+import copy
+
 import pytest
 import torch
 from transformers import TextStreamer
@@ -51,6 +53,27 @@ def test_a_step_gives_what_transformers_makes(pair):
     assert type(got) is type(want) and list(got.items()) == list(want.items())
     assert got.loss is None and got[0] is got.logits and got.to_tuple() == want.to_tuple()
     assert got.logits.shape == (2, 1, 320) and cache.lengths.tolist() == [10, 10]
+
+
+def test_a_cache_counts_in_place_and_its_copy_apart(pair):
+    _, fast = pair
+    cache = fast.new_cache(2)
+    given = torch.zeros(2, dtype=torch.int32)
+    cache.lengths = given
+    steps = [fast(IDS[:, t : t + 1], past_key_values=cache).logits for t in range(4)]
+    held = cache.lengths
+    assert held.tolist() == [4, 4] and given.tolist() == [0, 0]
+    other = copy.deepcopy(cache)
+    cache.crop(2)
+    assert cache.lengths is held and held.tolist() == [2, 2] and other.lengths.tolist() == [4, 4]
+    again = [fast(IDS[:, t : t + 1], past_key_values=cache).logits for t in (2, 3)]
+    assert all(torch.equal(a, b) for a, b in zip(again, steps[2:], strict=True))
+    after = fast(IDS[:, 4:5], past_key_values=other).logits
+    assert other.lengths.tolist() == [5, 5] and held.tolist() == [4, 4]
+    assert torch.equal(after, fast(IDS[:, 4:5], past_key_values=cache).logits)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    swapped = fast(IDS[[1, 0], 3:4], past_key_values=cache).logits
+    assert torch.equal(swapped[[1, 0]], fast(IDS[:, 3:4], past_key_values=other).logits)
 
 
 def test_right_padding_gives_what_each_row_gives_alone(pair):

@@ -170,16 +170,17 @@ def test_dot_of_blocks_equals_dequantised_product(lib, scheme, k, columns):
 def test_dot_of_blocks_holds_for_vectors_of_any_size(lib, scheme):
     """Numbers too small beside their neighbours for one unit, in every place."""
     torch.manual_seed(0)
-    w = torch.randn(40, 64)
+    k = 64
+    w = torch.randn(40, k)
     w[:, 0] = w[:, 40] = 0  # so that nothing hides behind a large product
     held, exact = quantised(scheme, w)
     for spread in (3, 12, 25):
-        x = torch.randn(7, 64) * 2.0 ** torch.randint(-spread, spread, (7, 64))
+        x = torch.randn(7, k) * 2.0 ** torch.randint(-spread, spread, (7, k))
         x[:, 0] = x[:, 40] = 2.0**spread
         products(lib, scheme, held, exact, x)
         products(lib, scheme, held, exact, x[:1] * 2.0 ** (spread - 103))
         products(lib, scheme, held, exact, x[1:2] * 2.0**60)
-    out = products(lib, scheme, held, exact, torch.zeros(1, 64))
+    out = products(lib, scheme, held, exact, torch.zeros(1, k))
     assert (out == 0).all()
 
 
@@ -194,7 +195,7 @@ def test_dot_of_blocks_of_the_largest_numbers(lib, scheme):
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_dot_of_blocks_of_what_is_no_number(lib, scheme):
-    held, exact = quantised(scheme, torch.ones(32, 64))
+    held, _ = quantised(scheme, torch.ones(32, 64))
     x = torch.ones(3, 64)
     x[0, 7], x[1, 39], x[2, 0] = torch.inf, -torch.inf, torch.nan
     for columns in (1, 3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ class Steps:
     """Tokens that the kernel wrote, in all layers at once."""
 
     count = 0
+
+
+class Place:
+    """Stands for where the tensors of a cache lie."""
 
 
 class SlotLayer(CacheLayerMixin):
@@ -85,8 +90,33 @@ class SlotCache(Cache):
         layers = [SlotLayer(next(held), next(held), s, self._steps) for s in sliding]
         super().__init__(layers=list(layers))
         self.max_length = step.max_length
-        self.lengths: torch.Tensor | None = None
+        self.lengths = None
         self.starts = torch.zeros(rows, dtype=torch.long)
+
+    @property
+    def lengths(self) -> torch.Tensor | None:
+        """Tokens of each row, int64 `[rows]`; None while a prompt is written. Changed in place."""
+        return self._lengths
+
+    @lengths.setter
+    def lengths(self, lengths: torch.Tensor | None) -> None:
+        self._lengths = None if lengths is None else lengths.long().clone()
+        self._hold()
+
+    def _hold(self) -> None:
+        self.place = Place()
+        """Another one where a tensor took another's place."""
+        self._counts: Any = ()
+        if self._lengths is not None:  # counted without a call of torch
+            whole = ctypes.c_int64 * len(self._lengths)
+            self._counts = whole.from_address(self._lengths.data_ptr())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("place", "_counts")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._hold()
 
     def tensors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [(layer.keys, layer.values) for layer in self.layers]  # type: ignore[misc]
@@ -108,9 +138,9 @@ class SlotCache(Cache):
             self.lengths = torch.full((rows,), used)
             return
         live = live[:, :used].bool()
-        self.lengths = live.sum(1)
+        self.lengths = lengths = live.sum(1)
         for b in range(rows):
-            n = int(self.lengths[b])
+            n = int(lengths[b])
             if bool(live[b, :n].all()):
                 continue
             at = live[b].nonzero()[:, 0]
@@ -118,18 +148,19 @@ class SlotCache(Cache):
                 key[b, :, :n] = key[b, :, at]
                 value[b, :, :n] = value[b, :, at]
 
-    def advance(self, lengths: torch.Tensor) -> None:
-        """One more token in every row: `lengths` of them now."""
-        self.lengths = lengths
+    def advance(self) -> None:
+        """One more token in every row."""
+        for b in range(len(self._counts)):
+            self._counts[b] += 1
         self._steps.count += 1
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
         if self.lengths is not None:
-            self.lengths = self.lengths[beam_idx]
+            self.lengths.copy_(self.lengths[beam_idx])
 
     def crop(self, tokens_to_remove: int) -> None:
         before = self.get_seq_length()
         super().crop(tokens_to_remove)
         if self.lengths is not None:
-            self.lengths = self.lengths - (before - self.get_seq_length())
+            self.lengths.sub_(before - self.get_seq_length())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ class FusedCausalLM(nn.Module, GenerationMixin):
         layers = len(step.key_shapes)
         kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
         self._sliding = tuple(k != "full_attention" for k in kinds)
+        out, *more = kernel.plan.lowered.outputs
+        self._out, self._more = out.target, [b.target for b in more]
+        self._vocabulary = int(out.shape[-1])
         self._none = torch.empty(0, dtype=torch.long)
 
     @property
@@ -189,29 +193,30 @@ class FusedCausalLM(nn.Module, GenerationMixin):
         """
         rows = ids.shape[0]
         assert cache.lengths is not None
-        inputs = [ids.contiguous(), cache.lengths, cache.starts]
+        ids_name, *names = self._names
+        given = []
         if self._step.sampling:
-            inputs += (choice or Choice(0.0, 0.0, 0)).vectors(cache.lengths)
-        names = self._names[len(inputs) :]
+            given = (choice or Choice(0.0, 0.0, 0)).vectors(cache.lengths)
 
         def held() -> dict[str, torch.Tensor]:
             pairs = cache.tensors()
             both = [k for k, _ in pairs] + [v for _, v in pairs]
-            return dict(zip(names, both, strict=True))
+            own = names[:2] + names[2 + len(given) :]
+            return dict(zip(own, [cache.lengths, cache.starts, *both], strict=True))  # type: ignore[list-item]
 
-        out, *more = self.kernel.plan.lowered.outputs
-        logits = torch.empty(rows, 1, int(out.shape[-1]), dtype=torch.float32)
-        chosen = torch.empty(rows, dtype=torch.long) if more else self._none
-        after = cache.lengths + 1
+        ids = ids.contiguous()
+        logits = torch.empty(rows, 1, self._vocabulary, dtype=torch.float32)
+        chosen = torch.empty(rows, dtype=torch.long) if self._more else self._none
         with self.kernel.turn:
-            self.kernel.bind_all(cache, held)
-            for name, tensor in zip(self._names, inputs, strict=False):
+            self.kernel.bind_all(cache.place, held)
+            self.kernel.bind(ids_name, ids)
+            for name, tensor in zip(names[2:], given, strict=False):
                 self.kernel.bind(name, tensor)
-            self.kernel.bind(out.target, logits)
-            for buffer in more:
-                self.kernel.bind(buffer.target, chosen)
+            self.kernel.bind(self._out, logits)
+            for name in self._more:
+                self.kernel.bind(name, chosen)
             self.kernel.run([rows])
-        cache.advance(after)
+        cache.advance()
         return logits, chosen
 
     def _prompt(
@@ -296,5 +301,7 @@ def _output(logits: torch.Tensor, cache: SlotCache) -> CausalLMOutputWithPast:
     """What `CausalLMOutputWithPast(logits=…, past_key_values=…)` gives, without its going through
     every field of the class: 50 µs of a step, whose code it finds out of cache."""
     out = CausalLMOutputWithPast.__new__(CausalLMOutputWithPast)
-    out["logits"], out["past_key_values"] = logits, cache
+    for name, value in (("logits", logits), ("past_key_values", cache)):
+        OrderedDict.__setitem__(out, name, value)
+        object.__setattr__(out, name, value)
     return out
