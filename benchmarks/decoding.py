@@ -8,7 +8,8 @@
 Seeded random weights, the same for all. Each engine is a process of its own that is stopped while
 another runs. A round reads as many bytes as the weights take (a sum with all threads: the read part
 of STREAM, in large pages where the system has them), then takes steps of each engine. All do so
-twice, and the second counts; positions take turns; the figures are medians over rounds. `share` is
+twice, and the second counts; engines take turns in being first (who is finds an idle machine, and
+is some percent slower), and so do positions; the figures are medians over rounds. `share` is
 the bytes of weights and live keys and values a second over that bandwidth. `off` is the largest
 difference of the logits after 16 tokens from float32, over the largest logit.
 
@@ -172,9 +173,10 @@ def measure(
                 p: {e.name: [] for e in engines} for p in given.positions
             }
             reads: dict[int, list[float]] = {p: [] for p in given.positions}
-            for _, position in itertools.product(range(given.rounds), given.positions):
+            for turn, position in itertools.product(range(given.rounds), given.positions):
                 reads[position].append(read_seconds(held))
-                for engine in engines:
+                ahead = turn % len(engines)
+                for engine in engines[ahead:] + engines[:ahead]:
                     asked = {"batch": batch, "position": position, "steps": 2}
                     samples[position][engine.name] += engine.ask(asked).get("samples", [])[-1:]
             for position in given.positions:

@@ -48,13 +48,20 @@ def test_mlp(mlp: KernelPlan) -> None:
     assert verdict(mlp) == ("proved", "")
 
 
-def test_quantised() -> None:
-    torch.manual_seed(0)
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_quantised(scheme: str) -> None:
     linear = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64)).eval()
     program = from_exported(export(linear, (torch.zeros(4, 64),)), writes=True)
-    plan = compile_program(program, "int8", "quantised")
-    assert "quire::int8<" in plan.source
+    plan = compile_program(program, scheme, "quantised")
+    assert f"quire::{scheme}<64>" in plan.source and f"quire::{scheme}<96>" in plan.source
     assert verdict(plan) == ("proved", "")
+    # Weights are read by the columns that they have, and by whole rows.
+    for wrong in (f"{scheme}<64>", f"{scheme}<96>"):
+        other = plan.source.replace(wrong, f"{scheme}<32>")
+        assert verdict(plan, other)[0] == "unknown"
+    part = plan.source.replace("64, 4, 64);", "64, 4, 32);")
+    assert part != plan.source
+    assert "whole rows" in verdict(plan, part)[1]
 
 
 @pytest.mark.parametrize("name", ["gemma2", "mixtral"])

@@ -113,27 +113,29 @@ inline __m512i four_columns(const B& b, int half, int four) {
 #endif
 }
 
-// Adds the products of a block with C vectors, and asks for the one that is `next` meanwhile.
-template <int C, bool ahead, class B>
+// Adds the products of the halves `from` … `to` of a block with C vectors, and asks for the one that
+// is `next` meanwhile.
+template <int C, bool ahead, int from, int to, class B>
 __attribute__((always_inline)) inline void add_block(
     const B& b, const Digits::Block* const (&x)[C], Prefetcher& next, __m512 (&total)[C][2]) {
     constexpr int PARTS = 4, EACH = SPAN / 4 / PARTS;
     __m512i sum[C][DIGITS][2];
     for (int c = 0; c < C; ++c)
         for (int d = 0; d < DIGITS; ++d)
-            sum[c][d][0] = sum[c][d][1] = _mm512_set1_epi32(x[c]->offset[d]);
+            for (int h = from; h < to; ++h) sum[c][d][h] = _mm512_set1_epi32(x[c]->offset[d]);
     unrolled<SPAN / 4>([&](auto four) __attribute__((always_inline)) {
         if constexpr (ahead && four % EACH == 0) next.fetch<sizeof(B), four / EACH, PARTS>();
-        const __m512i low = four_columns(b, 0, four), high = four_columns(b, 1, four);
+        __m512i w[2];
+        for (int h = from; h < to; ++h) w[h] = four_columns(b, h, four);
         for (int c = 0; c < C; ++c)
             for (int d = 0; d < DIGITS; ++d) {
                 const __m512i by = _mm512_set1_epi32(x[c]->word(four, d));
-                sum[c][d][0] = _mm512_dpbusd_epi32(sum[c][d][0], low, by);
-                sum[c][d][1] = _mm512_dpbusd_epi32(sum[c][d][1], high, by);
+                for (int h = from; h < to; ++h)
+                    sum[c][d][h] = _mm512_dpbusd_epi32(sum[c][d][h], w[h], by);
             }
     });
     for (int c = 0; c < C; ++c)
-        for (int h = 0; h < 2; ++h) {
+        for (int h = from; h < to; ++h) {
             const auto two = [&](int d) {  // at most 2^30
                 return _mm512_cvtepi32_ps(_mm512_add_epi32(
                     _mm512_slli_epi32(sum[c][d + 1][h], 8), sum[c][d][h]));
@@ -154,12 +156,12 @@ inline void dot_on_digits(
     Prefetcher next(w.base + w.first / SPAN * w.across);
     w.each([&](const B* b, index_t row) {
         index_t a = 0;
-        const auto some = [&](auto many, auto ahead) {
+        const auto some = [&](auto many, auto ahead, auto from, auto to) {
             const Digits::Block* xs[many];
             for (int c = 0; c < many; ++c) xs[c] = digits.blocks(a + c);
             __m512 total[many][2] = {};
             for (index_t g = 0; g < blocks; ++g) {
-                add_block<many, ahead>(b[g], xs, next, total);
+                add_block<many, ahead, from, to>(b[g], xs, next, total);
                 for (int c = 0; c < many; ++c) ++xs[c];
             }
             for (int c = 0; c < many; ++c) {
@@ -173,13 +175,20 @@ inline void dot_on_digits(
             }
             a += many;
         };
-        // The first vectors bring the blocks after these; the others find theirs in cache.
+        constexpr std::integral_constant<int, 0> none;
         constexpr std::integral_constant<int, 1> one;
         constexpr std::integral_constant<int, 2> two;
-        if (as == 1) return some(one, std::true_type{});
-        some(two, std::true_type{});
-        while (as - a >= 2) some(two, std::false_type{});
-        if (as > a) some(one, std::false_type{});
+        constexpr std::true_type ahead;
+        constexpr std::false_type here;
+        if (as == 1) {  // where units begin or end, half of the rows may be another's
+            if (w.first >= row + LANES) return some(one, ahead, one, two);
+            if (w.last() < row + LANES) return some(one, ahead, none, one);
+            return some(one, ahead, none, two);
+        }
+        // The first vectors bring the blocks after these; the others find theirs in cache.
+        some(two, ahead, none, two);
+        while (as - a >= 2) some(two, here, none, two);
+        if (as > a) some(one, here, none, two);
     });
 }
 

@@ -18,10 +18,11 @@ struct Rows {
     const B* base;
     index_t across, first, apart, count;
 
+    index_t last() const { return first + (count - 1) * apart; }
     // fn(the first of the blocks, their first row) for all that hold such rows.
     template <class F>
     void each(F fn) const {
-        for (index_t r = first / SPAN * SPAN; r <= first + (count - 1) * apart; r += SPAN)
+        for (index_t r = first / SPAN * SPAN; r <= last(); r += SPAN)
             fn(base + r / SPAN * across, r);
     }
     // Stores products of vector a with the rows of the blocks from row r on.
