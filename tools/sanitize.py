@@ -84,12 +84,12 @@ int main() {{
 """
 
 
-def run(config: object, kinds: list[str]) -> None:
+def run(config: object, kinds: list[str], scheme: str = "") -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     step = capture_decode(model, LENGTH, ROWS)
     plan = compile_program(
-        step.program, "", "sanitized", {s.name: ROWS for s in step.program.symbols}
+        step.program, scheme, "sanitized", {s.name: ROWS for s in step.program.symbols}
     )
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder) / "kernel.cpp", Path(folder) / "kernel"
@@ -99,12 +99,14 @@ def run(config: object, kinds: list[str]) -> None:
             flags += [f"-fsanitize={kind}", "-fno-sanitize-recover=all"]
             subprocess.run([compiler(), *flags, str(source), "-o", str(program)], check=True)
             done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
-            print(f"{type(config).__name__} {kind}: {done.stdout.strip() or done.stderr[:3000]}")
+            what = " ".join(filter(None, (type(config).__name__, scheme, kind)))
+            print(f"{what}: {done.stdout.strip() or done.stderr[:3000]}")
             if done.returncode:
                 raise SystemExit(f"{kind}: a report, or status {done.returncode}")
 
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or ["address", "thread", "undefined"]
-    run(LlamaConfig(**SMALL), wanted)
+    for scheme in ("", "int8", "int4"):
+        run(LlamaConfig(**SMALL), wanted, scheme)
     run(MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2), wanted)
