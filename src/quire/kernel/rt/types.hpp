@@ -55,8 +55,6 @@ static_assert(sizeof(int8_block) == 1088 && sizeof(int4_block) == 576);
 // The first of the blocks that hold a matrix of K columns.
 template <class B, index_t K>
 struct Blocked {
-    using Block = B;
-    static constexpr index_t columns = K;
     B first;
 };
 template <index_t K>

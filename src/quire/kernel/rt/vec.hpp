@@ -96,22 +96,6 @@ inline vec load16(const fp16* p) {
 }
 #endif
 
-#if defined(__AVX2__)
-inline vec floats(__m128i bytes) {
-#if defined(__AVX512F__)
-    return {{(part)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))}};
-#else
-    const __m128i upper = _mm_unpackhi_epi64(bytes, bytes);
-    return {{(part)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-             (part)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(upper))}};
-#endif
-}
-
-inline vec load16(const std::int8_t* p) {
-    return floats(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-#endif
-
 // The first n < 16 elements, zeros behind them.
 template <class T>
 inline vec load_part(const T* p, index_t n) {
@@ -167,14 +151,6 @@ inline float max16(vec v) {
         for (int i = 0; i < step; ++i)
             lane[i] = lane[i + step] > lane[i] ? lane[i + step] : lane[i];
     return lane[0];
-}
-
-// `v` in a register, where the compiler would load it again at each use.
-inline vec held(vec v) {
-#if defined(__AVX512F__)
-    asm("" : "+v"(v.p[0]));
-#endif
-    return v;
 }
 
 }  // namespace quire
