@@ -185,6 +185,19 @@ def test_dot_of_blocks_holds_for_vectors_of_any_size(lib, scheme, k):
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_each_element_of_a_long_product_is_exact_to_its_bound(lib, scheme):
+    """A weight alone in its row, and an element far smaller than its neighbour."""
+    k = 2048
+    w = torch.zeros(31, k)
+    w[torch.arange(31), 32 * torch.arange(31) + 1 + torch.arange(31)] = 1.0
+    held, exact = quantised(scheme, w)
+    for size in range(0, 26, 2):
+        x = torch.rand(1, k) * 2.0**-size
+        x[:, ::32] = 1
+        products(lib, scheme, held, exact, x, more_chain=k)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_dot_of_blocks_of_the_largest_numbers(lib, scheme):
     w = torch.tensor([1.0, -1.0])[:, None].expand(2, 32).repeat(16, 2)
     held, exact = quantised(scheme, w)
