@@ -107,7 +107,7 @@ public:
                 const int word = i % WORDS, half = i / WORDS % 2, g = i / WORDS / 2;
                 pairs(block(c, g), half, word, at(c, g, half) + word * (SIDE / WORDS));
             }
-            if (ahead && to == ALL) next.template fetch<2 * sizeof(B)>();
+            if (ahead && to == ALL) next.template fetch<false, 2 * sizeof(B)>();
         };
         const auto add = [&](index_t c, int q, int turn, int from, int to)
                              __attribute__((always_inline)) {

@@ -124,7 +124,7 @@ __attribute__((always_inline)) inline void add_block(
         for (int d = 0; d < DIGITS; ++d)
             for (int h = from; h < to; ++h) sum[c][d][h] = _mm512_set1_epi32(x[c]->offset[d]);
     unrolled<SPAN / 4>([&](auto four) __attribute__((always_inline)) {
-        if constexpr (ahead && four % EACH == 0) next.fetch<sizeof(B), four / EACH, PARTS>();
+        if constexpr (ahead && four % EACH == 0) next.fetch<C == 1, sizeof(B), four / EACH, PARTS>();
         __m512i w[2];
         for (int h = from; h < to; ++h) w[h] = four_columns(b, h, four);
         for (int c = 0; c < C; ++c)

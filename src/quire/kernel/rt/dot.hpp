@@ -3,9 +3,10 @@
 // Every element is summed the same way whatever the block it falls into: 16 lanes over k, then the
 // lanes in a fixed order; on AMX, where there are vectors enough, as tiles.hpp says. Weights in blocks
 // have products of their own (quantised.hpp).
-// Rows of weights stream from memory once; while a block of rows is worked on, those after it are
-// prefetched (`ahead`), also past the last one given: rows are given in units, and the next unit
-// follows.
+// Rows of weights stream from memory once, as one stream: with one vector they are read one after
+// another; with several, while some rows are worked on together, those after them are prefetched in
+// the order in which they lie (`ahead`), also past the last one given: rows are given in units, and
+// the next unit follows.
 #pragma once
 
 #include "quantised.hpp"
@@ -16,14 +17,14 @@ namespace quire {
 
 constexpr int ROWS = 4, COLUMNS = 6;  // 24 sums, and room for what they are made of
 
-// Products of the rows b … b + R with the vectors x, added to acc.
+// Products of the rows b … b + R with the vectors x.
 template <int R, int C, class W>
 inline void dot_block(
-    const Weights<W>& w, index_t b, const float* const (&x)[C], index_t k,
-    vec (&acc)[R][C], bool ahead) {
+    const Weights<W>& w, index_t b, const float* const (&x)[C], index_t k, vec (*sums)[C],
+    bool ahead) {
     const W* row[R];
     for (int r = 0; r < R; ++r) row[r] = w.row(b + r);
-    const index_t next = w.row(b + R) - w.row(b);
+    vec acc[R][C] = {};
     const auto step = [&](index_t i) {
         vec xs[C];
         for (int c = 0; c < C; ++c) xs[c] = load16(x[c] + i);
@@ -32,15 +33,15 @@ inline void dot_block(
             for (int c = 0; c < C; ++c) acc[r][c] += ws * xs[c];
         }
     };
+    constexpr int bytes = R * 32 * int(sizeof(W));
+    Prefetcher one(row[0]);
+    const char* after = reinterpret_cast<const char*>(w.row(b + R));
     index_t i = 0;
     for (; i + 32 <= k; i += 32) {
-        if (ahead)
-            for (int r = 0; r < R; ++r)
-                for (std::size_t line = 0; line < sizeof(W) / 2; ++line) {
-                    const W* at = row[r] + next + i + line * 64 / sizeof(W);
-                    __builtin_prefetch(at + next, 0, 2);
-                    __builtin_prefetch(at, 0, 3);
-                }
+        if (R == 1 && ahead) one.template fetch<true, bytes>();
+        if (R > 1 && ahead)
+            for (int n = 0; n < bytes; n += 64) __builtin_prefetch(after + n, 0, 3);
+        after += bytes;
         step(i);
         step(i + 16);
     }
@@ -53,16 +54,20 @@ inline void dot_block(
             const vec ws = load_part(row[r] + i, k - i);
             for (int c = 0; c < C; ++c) acc[r][c] += ws * load_part(x[c] + i, k - i);
         }
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) sums[r][c] = acc[r][c];
 }
 
 template <int R, int C, class W>
 inline void dot_tile(
     float* out, index_t out_a, index_t out_b, const Weights<W>& w, index_t b, const float* x,
     index_t x_step, index_t a, index_t k, bool ahead) {
-    vec acc[R][C] = {};
+    vec acc[R][C];
     const float* xs[C];
     for (int c = 0; c < C; ++c) xs[c] = x + (a + c) * x_step;
-    dot_block<R, C>(w, b, xs, k, acc, ahead);
+    constexpr int together = C == 1 ? 1 : R;
+    for (int r = 0; r < R; r += together)
+        dot_block<together>(w, b + r, xs, k, acc + r, ahead);
     for (int c = 0; c < C; ++c) {
         vec column[4] = {};
         float sums[4];

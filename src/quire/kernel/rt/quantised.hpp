@@ -18,7 +18,7 @@ inline void sum_floats(
     const B* b, index_t blocks, const float* const (&x)[C], bool ahead, vec (&total)[C][2]) {
     Prefetcher next(b);
     for (index_t g = 0; g < blocks; ++g) {
-        if (ahead) next.fetch<sizeof(B)>();
+        if (ahead) next.fetch<C == 1, sizeof(B)>();
         vec sums[C][2] = {};
         for (int word = 0; word < SPAN; word += B::WIDE)
             unrolled<B::WIDE>([&](auto k) __attribute__((always_inline)) {
