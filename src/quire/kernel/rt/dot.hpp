@@ -38,7 +38,7 @@ inline void dot_block(
     const char* after = reinterpret_cast<const char*>(w.row(b + R));
     index_t i = 0;
     for (; i + 32 <= k; i += 32) {
-        if (R == 1 && ahead) one.template fetch<true, bytes>();
+        if (R == 1 && ahead) one.template fetch<C == 1, bytes>();
         if (R > 1 && ahead)
             for (int n = 0; n < bytes; n += 64) __builtin_prefetch(after + n, 0, 3);
         after += bytes;
