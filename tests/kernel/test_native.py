@@ -5,6 +5,7 @@ import ctypes
 import gc
 import multiprocessing
 import shutil
+import threading
 import time
 
 import attrs
@@ -64,6 +65,29 @@ def test_a_fork_runs_with_threads_of_its_own(made):
     child.join(60)
     assert child.exitcode == 0
     assert queue.get() == want
+
+
+def test_a_fork_waits_for_no_thread_of_its_parent(made):
+    step, kernel = made
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with kernel.turn:
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(60)
+    child = context.Process(target=_in_child, args=(step, kernel, queue))
+    child.start()
+    child.join(30)
+    done.set()
+    thread.join()
+    child.kill()
+    assert child.exitcode == 0
 
 
 SLEEPER = """

@@ -121,6 +121,9 @@ class SlotCache(Cache):
     def tensors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [(layer.keys, layer.values) for layer in self.layers]  # type: ignore[misc]
 
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.layers[layer_idx].used  # type: ignore[attr-defined]
+
     def room(self, more: int) -> None:
         """Raises InputError if `more` tokens do not fit."""
         used = self.get_seq_length()

@@ -107,8 +107,7 @@ class FusedCausalLM(nn.Module, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits `[rows, tokens, vocabulary]`, float32, of the last `logits_to_keep` tokens (0:
         of all)."""
-        refused = {k for k, v in rest.items() if v not in (None, False)}
-        if refused:
+        if rest and (refused := {k for k, v in rest.items() if v not in (None, False)}):
             raise InputError(
                 f"called with {', '.join(sorted(refused))}",
                 allowed="input_ids, attention_mask, position_ids, past_key_values, logits_to_keep",

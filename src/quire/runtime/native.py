@@ -7,7 +7,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,6 +21,18 @@ from quire.runtime.pack import packed, packed_size
 
 WATCHDOG = 60.0
 """Seconds that a worker may wait for the others within one phase."""
+
+_KERNELS: weakref.WeakSet[NativeKernel] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A fork has locks of its own: its parent's may be held by a thread it lacks."""
+    for kernel in _KERNELS:
+        kernel.turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class NativeKernel:
@@ -64,7 +75,9 @@ class NativeKernel:
         self._bound: dict[str, int] = {}
         self._tensors: dict[str, weakref.ref[torch.Tensor]] = {}
         self._owner: Callable[[], object] = lambda: None
-        self._turn = (os.getpid(), threading.RLock())
+        self.turn = threading.RLock()
+        """The lock of a call."""
+        _KERNELS.add(self)
         self.packed_bytes = 0
         self._fill()
 
@@ -120,13 +133,6 @@ class NativeKernel:
     def streamed_bytes(self) -> int:
         """Bytes of weights that one call reads, experts that are not chosen included."""
         return sum(p.runs * p.weight_bytes for p in self.phases)
-
-    @property
-    def turn(self) -> AbstractContextManager[Any]:
-        """The lock of a call. A fork has its own: its parent's may be held by a thread it lacks."""
-        if self._turn[0] != os.getpid():
-            self._turn = (os.getpid(), threading.RLock())
-        return self._turn[1]
 
     def bind(self, name: str, tensor: torch.Tensor) -> None:
         """Use `tensor` as the input or output `name` of the calls to come. It is not kept alive."""
