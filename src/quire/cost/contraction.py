@@ -1,5 +1,6 @@
 """Workspace of matrix products on the CPU: copies of operands no BLAS can read, and for bfloat16
-the float32 accumulator of oneDNN, or the blocks that it lays out for a matrix unit."""
+the float32 accumulator of oneDNN, or the blocks that it lays out where the machine multiplies
+bfloat16 as it is."""
 
 from __future__ import annotations
 
@@ -35,14 +36,21 @@ def relaid_bytes(operands: tuple[TensorInfo, ...]) -> float:
 
 
 BLOCK, BLOCK_DEPTH = 128 << 10, 2048
-"""Bytes of a thread's blocks on a matrix unit, at most, and those for each element along the sum.
-How oneDNN cuts a product into blocks is its own matter."""
+"""Bytes of a thread's blocks, at most, and those for each element along the sum. How oneDNN cuts a
+product into blocks is its own matter: on AMX they grow with the sum, on AVX-512 BF16 they take 60 to
+200 KiB, or 2 MiB for some sums of 4096 and more."""
+
+
+def multiplied_as_is(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has products of this 16-bit dtype: on a matrix unit, or by AVX-512 BF16."""
+    vectors = dtype is torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+    return vectors or on_matrix_unit(dtype)
 
 
 def _accumulator(call: Call, depth: int, matrices: int = 1) -> int:
-    """float32 sums of a bfloat16 product, one matrix per thread at a time; on a matrix unit blocks
-    of the operands. `depth` is the size that is summed over."""
-    if on_matrix_unit(call.out.dtype):
+    """float32 sums of a bfloat16 product, one matrix per thread at a time; where the machine
+    has such products, blocks of the operands. `depth` is the size that is summed over."""
+    if multiplied_as_is(call.out.dtype):
         return call.threads * (BLOCK + BLOCK_DEPTH * depth)
     if call.out.dtype is not torch.bfloat16:
         return 0
