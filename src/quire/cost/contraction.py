@@ -37,8 +37,8 @@ def relaid_bytes(operands: tuple[TensorInfo, ...]) -> float:
 
 BLOCK, BLOCK_DEPTH = 128 << 10, 2048
 """Bytes of a thread's blocks, at most, and those for each element along the sum. How oneDNN cuts a
-product into blocks is its own matter: on AMX they grow with the sum, on AVX-512 BF16 they take 60 to
-200 KiB, or 2 MiB for some sums of 4096 and more."""
+product into blocks is its own matter: on AMX they grow with the sum, on AVX-512 BF16 they take 60
+to 200 KiB, or 2 MiB for some sums of 4096 and more."""
 
 
 def multiplied_as_is(dtype: torch.dtype) -> bool:
