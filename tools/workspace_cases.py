@@ -18,8 +18,8 @@ ON_UNIT = {
     "linear no bias bf16", "linear one row bf16", "mm bf16", "conv1x1 bf16", "conv1x1 bf16 batch 2",
     "linear half",
 }  # fmt: skip
-"""Products of 16-bit dtypes whose bound is no more than that where the machine has such products:
-there oneDNN cuts them into blocks by rules of its own."""
+"""Products of 16-bit dtypes whose bound is no more than that on a matrix unit, where oneDNN cuts
+them into blocks by rules of its own."""
 R = torch.randn
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 

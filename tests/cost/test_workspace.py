@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from quire.capture.program import Op, TensorInfo
-from quire.cost.contraction import multiplied_as_is
 from quire.cost.kernel_call import (
     is_channels_last,
     is_contiguous,
     lies_channels_last,
     merges,
+    on_matrix_unit,
 )
 from quire.cost.workspace import SMALL, workspace_bytes
 
@@ -33,7 +33,7 @@ def test_bound(name: str) -> None:
     call, run = call_of(name)
     bound, measured = predicted(call, THREADS), allocated(run)
     found = verdict(bound, measured, hidden=name in OUTSIDE)
-    loose = name in ON_UNIT and multiplied_as_is(call[1][0].dtype)
+    loose = name in ON_UNIT and on_matrix_unit(call[1][0].dtype)
     assert found == "ok" or (loose and found == "LOOSE"), f"bound {bound}, measured {measured}"
 
 

@@ -36,22 +36,28 @@ def relaid_bytes(operands: tuple[TensorInfo, ...]) -> float:
 
 
 BLOCK, BLOCK_DEPTH = 128 << 10, 2048
-"""Bytes of a thread's blocks, at most, and those for each element along the sum. How oneDNN cuts a
-product into blocks is its own matter: on AMX they grow with the sum, on AVX-512 BF16 they take 60
-to 200 KiB, or 2 MiB for some sums of 4096 and more."""
+"""Bytes of a thread's blocks on a matrix unit, at most, and those for each element along the sum.
+How oneDNN cuts a product into blocks is its own matter."""
+
+SHORT, LONG = 208 << 10, 7 << 18
+"""The same on AVX-512 BF16, for sums of less than 2048 elements and for others."""
 
 
-def multiplied_as_is(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has products of this 16-bit dtype: on a matrix unit, or by AVX-512 BF16."""
-    vectors = dtype is torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
-    return vectors or on_matrix_unit(dtype)
+def _blocks(dtype: torch.dtype, depth: int) -> int:
+    """Bytes of a thread's blocks of the operands where the machine multiplies this 16-bit dtype
+    as it is, else 0."""
+    if on_matrix_unit(dtype):
+        return BLOCK + BLOCK_DEPTH * depth
+    if dtype is torch.bfloat16 and torch.cpu._is_avx512_bf16_supported():
+        return SHORT if depth < 2048 else LONG
+    return 0
 
 
 def _accumulator(call: Call, depth: int, matrices: int = 1) -> int:
-    """float32 sums of a bfloat16 product, one matrix per thread at a time; where the machine
-    has such products, blocks of the operands. `depth` is the size that is summed over."""
-    if multiplied_as_is(call.out.dtype):
-        return call.threads * (BLOCK + BLOCK_DEPTH * depth)
+    """Blocks of the operands, or float32 sums of a bfloat16 product, one matrix per thread at a
+    time. `depth` is the size that is summed over."""
+    if blocks := _blocks(call.out.dtype, depth):
+        return call.threads * blocks
     if call.out.dtype is not torch.bfloat16:
         return 0
     return 4 * numel(call.out) // matrices * min(matrices, call.threads)
