@@ -4,9 +4,10 @@
     python -m benchmarks.families --all
 
 For each family, in a process of its own, with seeded random float32 weights: logits over 32
-tokens of a decoding kernel against eager float32 and, where memory allows, float64; greedy tokens
-of `fast.generate` against Hugging Face's over 200 steps; logits of 1, 2 and 3 threads and of a
-second run, bit for bit.
+tokens of a decoding kernel against eager float32 and, where memory allows, float64, and what the
+certificate's bound, carried through all steps, allows where they differ most; greedy tokens of
+`fast.generate` against Hugging Face's over 200 steps; logits of 1, 2 and 3 threads and of a second
+run, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import transformers as hf
 from benchmarks import workers
 from benchmarks.record import save, table
 from quire.fusing import fuse
+from quire.kernel.compile import KernelPlan
 from quire.runtime.native import NativeKernel
+from quire.verify.first_order import bounds
 
 QUIET: dict[str, Any] = dict(bos_token_id=None, eos_token_id=None, pad_token_id=0)
 
@@ -79,18 +82,39 @@ CONFIGS = {
     ),
 }  # fmt: skip
 
-TOKENS, STEPS, DOUBLE = 32, 200, 1 << 30
-"""Positions whose logits are compared; greedy steps; parameters up to which float64 is run."""
+TOKENS, STEPS, PLACES, DOUBLE = 32, 200, 3, 1 << 30
+"""Positions whose logits are compared; greedy steps; logits that are held against the bound;
+parameters up to which float64 is run."""
 
 
-def _logits(fast: Any, kernel: NativeKernel, ids: torch.Tensor) -> torch.Tensor:
-    """Of every position, one kernel call each."""
+def _logits(fast: Any, kernel: NativeKernel, ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """Of every position, one kernel call each, and the keys and values that they wrote."""
     before, fast.kernel = fast.kernel, kernel
     cache = fast.new_cache(ids.shape[0])
     cache.lengths = torch.zeros(ids.shape[0], dtype=torch.long)
     found = [fast(ids[:, t : t + 1], past_key_values=cache).logits[:, 0] for t in range(TOKENS)]
     fast.kernel = before
-    return torch.stack(found, 1)
+    keys, values = zip(*cache.tensors(), strict=True)
+    return torch.stack(found, 1), (*keys, *values)
+
+
+def _bound(plan: KernelPlan, ids: torch.Tensor, caches: Any, off: torch.Tensor) -> dict[str, float]:
+    """What `off`, the differences `[rows, tokens, vocabulary]` between two orders of the same sums,
+    may be where it is largest: twice the bound of one. `share_of_bound` is the largest of a few
+    places of that row and step."""
+    row, step, _ = torch.unravel_index(off.argmax(), off.shape)
+    row, step = int(row), int(step)
+    own = [cache[row : row + 1] for cache in caches]
+    start = torch.zeros(1, dtype=torch.long)
+    calls = [
+        [ids[row : row + 1, t : t + 1], torch.tensor([t]), start, *own] for t in range(step + 1)
+    ]
+    largest = off[row, step].topk(PLACES)
+    places = [(0, 0, int(i)) for i in largest.indices]
+    *before, last = calls
+    room = [2 * b for b in bounds(plan.program, last, places, before=before)]
+    shares = [float(o) / r for o, r in zip(largest.values, room, strict=True)]
+    return {"bound": room[0], "share_of_bound": max(shares), "step": step}
 
 
 def measure(item: workers.Item) -> workers.Item:
@@ -103,8 +127,9 @@ def measure(item: workers.Item) -> workers.Item:
     seconds = time.perf_counter() - started
     ids = torch.randint(model.config.vocab_size, (2, TOKENS))
     plan = fast.kernel.plan
-    got = _logits(fast, NativeKernel(plan, threads=2), ids)
-    same = [torch.equal(got, _logits(fast, NativeKernel(plan, threads=n), ids)) for n in (1, 2, 3)]
+    got, caches = _logits(fast, NativeKernel(plan, threads=2), ids)
+    again = (_logits(fast, NativeKernel(plan, threads=n), ids)[0] for n in (1, 2, 3))
+    same = [torch.equal(got, logits) for logits in again]
     with torch.no_grad():
         eager = model(ids, use_cache=False).logits
     count = sum(p.numel() for p in model.parameters())
@@ -135,6 +160,7 @@ def measure(item: workers.Item) -> workers.Item:
         "difference": off(got, eager),
         "error": None if exact is None else off(got, exact),
         "eager_error": None if exact is None else off(eager, exact),
+        **_bound(plan, ids, caches, (got.double() - eager.double()).abs()),
         "greedy_steps": STEPS,
         "greedy_equal": bool(torch.equal(ours, theirs)),
         "bit_identical": all(same),
@@ -142,7 +168,7 @@ def measure(item: workers.Item) -> workers.Item:
 
 
 HEAD = (
-    "family", "parameters", "difference from eager", "error, float64", "eager's own",
+    "family", "parameters", "difference from eager", "bound", "error, float64", "eager's own",
     "200 greedy tokens", "same bits, 1, 2, 3 threads",
 )  # fmt: skip
 
@@ -152,10 +178,11 @@ def summary(row: dict[str, Any]) -> list[object]:
         return "–" if value is None else f"{value / row['largest_logit']:.1e}"
 
     if row.get("outcome") == "error":
-        return [row["family"], row["error"], *["–"] * 5]
+        return [row["family"], row["error"], *["–"] * 6]
+    exceeded = " EXCEEDED" if row.get("share_of_bound", 0) > 1 else ""
     return [
         row["family"], f"{row['parameters'] / 1e6:.0f} M", small(row["difference"]),
-        small(row["error"]), small(row["eager_error"]),
+        small(row.get("bound")) + exceeded, small(row["error"]), small(row["eager_error"]),
         "equal" if row["greedy_equal"] else "DIFFERENT", "yes" if row["bit_identical"] else "NO",
     ]  # fmt: skip
 

@@ -179,7 +179,9 @@ SECTIONS = (
         "families",
         "Causal LMs at their real width, two layers",
         "Greedy tokens equal to Hugging Face's over 200 steps in float32; the same bits for 1, 2 "
-        "and 3 threads. Differences are over the largest logit.",
+        "and 3 threads. Differences are over the largest logit. *Bound* is what the certificate's "
+        "bound of each op, carried through all steps to first order, allows where kernel and eager "
+        "differ most.",
         ("benchmarks.families --all",),
         families.HEAD,
         _each(families.summary),

@@ -30,6 +30,23 @@ def test_errors_add_up() -> None:
     assert 0 < first < whole < 1e-3
 
 
+def test_errors_of_earlier_calls() -> None:
+    class Total(nn.Module):
+        def forward(self, x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+            kept.add_(x)
+            return kept * 3.0
+
+    x, kept = torch.rand(4), torch.rand(4)
+    program = from_exported(export(Total(), (x, kept)), writes=True)
+    calls = [(torch.rand(4), torch.rand(4)) for _ in range(3)]
+    *before, last = calls
+    (found,) = bounds(program, last, [(2,)], before=before)
+    sums = sum(float(x[2] + kept[2]) for x, kept in calls)
+    assert found == pytest.approx(2**-24 * (3 * sums + 3 * float(sum(last)[2])), rel=1e-5)
+    (alone,) = bounds(program, last, [(2,)])
+    assert alone == pytest.approx(2**-24 * 6 * float(sum(last)[2]), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mixtral"])
 def test_logits_lie_within_the_bound(name: str) -> None:
     length, at = 48, 20

@@ -95,52 +95,80 @@ class _Perturbed(fx.Interpreter):
 
 
 def bounds(
-    program: Program, inputs: Sequence[Tensor], places: Sequence[tuple[int, ...]], output: int = 0
+    program: Program,
+    inputs: Sequence[Tensor],
+    places: Sequence[tuple[int, ...]],
+    output: int = 0,
+    before: Sequence[Sequence[Tensor]] = (),
 ) -> list[float]:
     """For each of `places`, an index into output number `output`: how far it may lie from the exact
     value, computed in the dtype of `inputs` (the user's, in order) and the program's weights.
 
+    `before`: the inputs of earlier calls, oldest first, each with what the calls before it wrote
+    into them (`Program.writes`), such as the keys and values of earlier tokens. Their errors are
+    part of the bound; without, `inputs` are taken to be exact.
+
     Raises ValueError for an output that is no float tensor.
     """
-    wanted = program.outputs[output]
-    given = iter(inputs)
-    values = {
-        i.node: next(given) if i.kind == "user" else program.state[i.target].detach()
-        for i in program.inputs
-    }
-    order = [n for n in program.graph.nodes if n.op == "placeholder"]
-    function = _only(program, wanted, order)
-    tensors = [values.get(n) for n in order if n in values]
-    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        parts: Any = get_decompositions(_TAKEN_APART)
-        flat = make_fx(function, parts)(*tensors)
-    run = _Perturbed(flat)
-    out = run.run(*tensors)
-    if not isinstance(out, Tensor) or not out.is_floating_point():
+    if not program.info(program.outputs[output]).dtype.is_floating_point:
         raise ValueError(f"output {output} is no float tensor")
-    found = []
-    zeros = [z for z, _ in run.errors]
-    for place in places:
-        slopes = torch.autograd.grad(out[place], zeros, retain_graph=True, allow_unused=True)
-        each = [
-            float((g.abs().double() * room.double()).sum())
-            for g, (_, room) in zip(slopes, run.errors, strict=True)
-            if g is not None
-        ]
-        found.append(sum(each))
+    kept = {n: v for n, v in program.writes.items() if program.info(n).dtype.is_floating_point}
+    function = _rounded(program, [program.outputs[output]], inputs)
+    found, slopes = [0.0] * len(places), []
+    for given in (inputs, *reversed(before)) if kept else (inputs,):
+        values = _values(program, given)
+        leaves = {n: values[n].detach().clone().requires_grad_() for n in kept}
+        run = _Perturbed(function)
+        outs = run.run(*{**values, **leaves}.values())
+        slopes = slopes or [_one(outs[0], place) for place in places]
+        zeros = [z for z, _ in run.errors]
+        for k, slope in enumerate(slopes):
+            by = torch.autograd.grad(
+                outs, [*zeros, *leaves.values()], slope, retain_graph=True, materialize_grads=True
+            )
+            found[k] += sum(
+                float((g.abs().double() * room.double()).sum())
+                for g, (_, room) in zip(by, run.errors, strict=False)
+            )
+            slopes[k] = list(by[len(zeros) :])
+        if given is inputs and before:
+            function = _rounded(program, list(kept.values()), inputs)
     return found
 
 
-def _only(program: Program, wanted: Any, order: Sequence[fx.Node]) -> Callable[..., Tensor]:
-    """The graph with `wanted` for its only output, of the inputs that are tensors."""
+def _one(out: Tensor, place: tuple[int, ...]) -> list[Tensor]:
+    slope = torch.zeros_like(out)
+    slope[place] = 1
+    return [slope]
+
+
+def _values(program: Program, inputs: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
+    """The graph's inputs that are tensors, in its order."""
+    given = iter(inputs)
+    return {
+        i.node: next(given) if i.kind == "user" else program.state[i.target].detach()
+        for i in program.inputs
+    }
+
+
+def _rounded(program: Program, ends: Sequence[fx.Node], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """The graph from its tensors to `ends`, in ops whose roundings are counted."""
+    tensors = _values(program, inputs).values()
+    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        parts: Any = get_decompositions(_TAKEN_APART)
+        return make_fx(_only(program, ends), parts)(*tensors)
+
+
+def _only(program: Program, ends: Sequence[fx.Node]) -> Callable[..., list[Tensor]]:
+    """The graph with `ends` for its outputs, of the inputs that are tensors."""
     graph = fx.Graph()
     known: dict[fx.Node, Any] = {}
     names = {i.node for i in program.inputs}
-    for node in order:
-        known[node] = graph.placeholder(node.name) if node in names else None
     for node in program.graph.nodes:
-        if node.op not in ("placeholder", "output"):
+        if node.op == "placeholder":
+            known[node] = graph.placeholder(node.name) if node in names else None
+        elif node.op != "output":
             known[node] = graph.node_copy(node, lambda n: known[n])
-    graph.output(known[wanted])
+    graph.output([known[end] for end in ends])
     graph.eliminate_dead_code()
     return fx.GraphModule(nn.Module(), graph)
