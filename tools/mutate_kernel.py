@@ -56,7 +56,9 @@ MORE: dict[str, Lie] = {
     "branches swapped": lambda s, n: nth(
         s, r"\? real\((.*?)\) : real\((.*?)\)\)", n, lambda m: f"? real({m[2]}) : real({m[1]}))"
     ),
-    "a statement less": lambda s, n: nth(s, r"\n +q\.(store|dot|merge)\(.*;", n, lambda m: ""),
+    "a statement less": lambda s, n: nth(
+        s, r"\n +q\.(store|dot|dot_bf16|merge)\(.*;", n, lambda m: ""
+    ),
     "pointers too far": _more(r"(q\.skip\()(\d+)(\))", 1),
     "scratch on scratch": _more(r"(q\.template scratch<float>\()(\d+)(\))", -64),
     "attention rows": _more(r"(q\.attend\(.*?, )(\d+)(, \d+, s)", 1),

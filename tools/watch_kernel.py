@@ -289,7 +289,7 @@ LIES: dict[str, Callable[[str, int], str | None]] = {
         s, r"(q\.(?:each|sum|max)\()(\d+)(,)", n, lambda m: f"{m[1]}{int(m[2]) - 1}{m[3]}"
     ),
     "shorter product": lambda s, n: nth(
-        s, r"(q\.dot\(.*, )(\d+)(\);)", n, lambda m: f"{m[1]}{int(m[2]) - 16}{m[3]}"
+        s, r"(q\.dot(?:_bf16)?\(.*, )(\d+)(\);)", n, lambda m: f"{m[1]}{int(m[2]) - 16}{m[3]}"
     ),
     "swapped pointer": _swapped,
     "missing scale": lambda s, n: nth(s, r" \* real\(0\.\d+f\)", n, lambda m: ""),

@@ -10,7 +10,7 @@ from quire.kernel.compile import compile_program
 from quire.runtime.native import NativeKernel
 from tests.kernel.models import causal_lm
 
-LENGTH, BATCH = 48, 8
+LENGTH, BATCH = 48, 12
 
 
 @functools.cache

@@ -31,6 +31,19 @@ DOT(float, float)
 DOT(bf16, bf16)
 DOT(fp16, fp16)
 
+// Of vectors that are bf16 in the model.
+#define NARROW(name, type, ...)                                                             \
+    extern "C" __attribute__((visibility("default"))) void narrow_##name(                   \
+        float* out, const type* w, index_t at, const float* x, index_t rows, index_t columns, \
+        index_t k, index_t apart) {                                                         \
+        __VA_ARGS__;                                                                        \
+    }
+NARROW(bf16, bf16, dot_bf16(out, rows, index_t(1), w, at, k * apart, rows, x, k, columns, k))
+NARROW(int8, int8_block, dot_blocks_bf16(
+    Target{out, rows, 1}, Rows<int8_block>{w, k / SPAN, at / k, apart, rows}, x, k, columns, k))
+NARROW(int4, int4_block, dot_blocks_bf16(
+    Target{out, rows, 1}, Rows<int4_block>{w, k / SPAN, at / k, apart, rows}, x, k, columns, k))
+
 extern "C" __attribute__((visibility("default"))) void function(
     int which, float* out, const float* in, index_t n) {
     for (index_t i = 0; i < n; ++i)

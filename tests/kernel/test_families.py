@@ -2,7 +2,8 @@
 
 The measure is float64: what the kernel may differ by is what the model's own float arithmetic
 does. In float32 the two take their sums in different orders, so twice the model's own largest
-error is allowed; in bfloat16 the kernel rounds only the cache and must be at least as close.
+error is allowed; in bfloat16 the kernel rounds the cache, and in large batches what products are
+taken of, and must be at least as close.
 """
 
 import pytest
@@ -35,12 +36,13 @@ def test_float32_logits_are_as_exact_as_eager(name):
     assert plan.arena.size <= 1.1 * plan.arena.bound
 
 
+@pytest.mark.parametrize("rows", [2, 12])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
-def test_bfloat16_logits_are_closer_than_eager(name):
+def test_bfloat16_logits_are_closer_than_eager(name, rows):
     model, step, kernel = kernel_of(name, torch.bfloat16)
     torch.manual_seed(1)
-    ids = torch.randint(320, (2, TOKENS))
-    got = decode(step, kernel, ids, STARTS[:2])
+    ids = torch.randint(320, (rows, TOKENS))
+    got = decode(step, kernel, ids, torch.arange(rows) * 3 % 4)
     if name != "mixtral":
         ours, eager = errors(model, got, ids)
         assert ours <= eager

@@ -1,5 +1,7 @@
 """Any graph as one function: ops against torch, and encoders."""
 
+import re
+
 import pytest
 import torch
 import transformers as hf
@@ -235,6 +237,37 @@ def test_attention_over_inputs_of_other_precision(dtype):
     fast = quire.fuse(Attention(), tuple(inputs))
     assert fast.certificate.verdict == "proved", fast.certificate.reason
     torch.testing.assert_close(fast(*inputs).float(), want, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_only_what_is_bf16_in_the_model_is_multiplied_as_such(rows, weights):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rounded = nn.Linear(64, 96, bias=False, dtype=torch.bfloat16)
+            self.exact = nn.Linear(64, 96, bias=False, dtype=torch.bfloat16)
+
+        def forward(self, x):
+            exact = nn.functional.linear(x, self.exact.weight.float())
+            return self.rounded(x.bfloat16()).float(), exact
+
+    torch.manual_seed(0)
+    model, x = Both().eval(), torch.randn(rows, 64)
+    fast = quire.fuse(model, (x,), weights=weights)
+    assert fast.certificate.verdict == "proved", fast.certificate.reason
+    calls = re.findall(r"q\.(dot\w*)\(", fast.kernel.source)
+    assert sorted(calls) == ["dot", "dot_bf16"]
+    if weights:
+        return
+    narrow, exact = fast(x)
+    want = x.double() @ model.exact.weight.double().T
+    sizes = x.double().abs() @ model.exact.weight.double().abs().T
+    assert ((exact - want).abs() <= 2 * gamma(64, torch.float32) * sizes).all()
+    want = x.double() @ model.rounded.weight.double().T
+    sizes = x.double().abs() @ model.rounded.weight.double().abs().T
+    # One rounding of an element, one of the sum.
+    assert ((narrow - want).abs() <= 2.01 * 2**-8 * sizes).all()
 
 
 def test_doubles_are_calculated_in_float32_and_the_certificate_says_so():

@@ -13,13 +13,14 @@ from quire.runtime.pack import ZERO, dequantised, packed, packed_size
 
 FLAGS = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
 AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
-VNNI, TILES = ("-mavx512vnni",), ("-mamx-tile", "-mamx-bf16")
+VNNI, TILES, NARROW = ("-mavx512vnni",), ("-mamx-tile", "-mamx-bf16"), ("-mavx512bf16",)
 ARCHES = [
     ("x86-64", set(), ()),
     ("x86-64-v3", {"avx2", "fma", "f16c"}, ()),
     ("x86-64-v4", AVX512, ()),
     ("x86-64-v4", AVX512 | {"avx512_vnni"}, VNNI),
     ("x86-64-v4", AVX512 | {"avx512_vnni", "gfni"}, (*VNNI, "-mgfni")),
+    ("x86-64-v4", AVX512 | {"avx512_bf16"}, NARROW),
     ("x86-64-v4", AVX512 | {"amx_tile", "amx_bf16"}, TILES),
 ]
 
@@ -29,7 +30,7 @@ def harness(arch, needs, extra, more=""):
         pytest.skip(f"this machine has no {', '.join(sorted(needs - FLAGS))}")
     source = (Path(__file__).parent / "harness.cpp").read_text() + more
     lib = ctypes.CDLL(str(build.library(source, arch, extra)))
-    lib.tiles = extra == TILES and not more
+    lib.tiles, lib.extra = extra == TILES and not more, "".join(extra)
     return lib
 
 
@@ -41,6 +42,11 @@ def lib(request):
 @pytest.fixture(scope="module")
 def tiles():
     return harness(*ARCHES[-1])
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    return harness(*ARCHES[-2])
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +294,92 @@ def test_vectors_take_the_place_of_tiles_that_are_refused(refused, name):
     assert torch.equal(
         products(refused, name, held, exact, x), products(vectors, name, held, exact, x)
     )
+
+
+MANY = {"bf16": 9, "int8": 3, "int4": 3}
+"""Vectors that are bf16 in the model from which they are multiplied as such (`MANY` there)."""
+
+
+def weights(name, rows, k):
+    w = torch.randn(rows, k)
+    if name in ZERO:
+        return quantised(name, w)
+    held = torch.cat([w, torch.zeros(64, k)]).bfloat16()
+    return held, held[:rows]
+
+
+def narrow_products(lib, name, held, exact, x, at=0, apart=1):
+    rows, k = exact.shape
+    out = torch.full((x.shape[0], rows), float("nan"))
+    size = ctypes.c_int64
+    getattr(lib, f"narrow_{name}")(
+        pointer(out), pointer(held), size(at), pointer(x), size(rows), size(x.shape[0]), size(k),
+        size(apart),
+    )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("columns", [3, 4, 5, 8, 9, 16, 17, 32, 33, 80])
+@pytest.mark.parametrize("rows", [1, 4, 16, 31, 32, 75])
+@pytest.mark.parametrize("k", [32, 64, 192, 224, 576])
+@pytest.mark.parametrize("name", ["bf16", "int8", "int4"])
+def test_narrow_products_equal_those_of_rounded_vectors(narrow, name, k, rows, columns):
+    torch.manual_seed(k + rows + columns)
+    held, exact = weights(name, rows, k)
+    x = torch.randn(columns, k)
+    out = narrow_products(narrow, name, held, exact, x)
+    many = MANY[name] if columns >= MANY[name] else 1
+    of = x.bfloat16() if many > 1 else x
+    want = of.double() @ exact.double().T
+    bound = (k / 2 + 8) * 2**-24 * 2 * (of.double().abs() @ exact.double().abs().T)
+    assert ((out.double() - want).abs() <= bound).all()
+    # An element depends on neither rows nor vectors beside it.
+    last = narrow_products(narrow, name, held, exact[-1:], x[-many:], at=(rows - 1) * k)
+    assert torch.equal(last[:, 0], out[-many:, -1])
+    some = narrow_products(narrow, name, held, exact[::3], x, apart=3)
+    assert torch.equal(some, out[:, ::3])
+    x[0] += 1  # the vectors kept from the last time are not these
+    again = narrow_products(narrow, name, held, exact, x)
+    assert not torch.equal(again[0], out[0])
+    assert torch.equal(again[1:], out[1:])
+
+
+@pytest.mark.parametrize("k", [1, 2, 31, 33, 191, 193, 385])
+def test_narrow_products_of_any_length(narrow, k):
+    torch.manual_seed(k)
+    w, x = torch.randn(37, k).bfloat16(), torch.randn(11, k)
+    # What lies after the last row is not multiplied.
+    held = torch.cat([w.flatten(), torch.full((64,), torch.nan, dtype=torch.bfloat16)])
+    out = narrow_products(narrow, "bf16", held, w, x)
+    want = x.bfloat16().double() @ w.double().T
+    size = x.bfloat16().double().abs() @ w.double().abs().T
+    assert ((out.double() - want).abs() <= (k / 2 + 8) * 2**-23 * size).all()
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8", "int4"])
+def test_narrow_products_of_what_is_no_number(narrow, name):
+    held, exact = weights(name, 32, 64)
+    held, exact = quantised(name, torch.ones(32, 64)) if name in ZERO else (held.fill_(1), exact)
+    x = torch.ones(12, 64)
+    x[0, 7], x[1, 39], x[2, 0] = torch.inf, -torch.inf, torch.nan
+    out = narrow_products(narrow, name, held, exact, x)
+    assert (out[0] == torch.inf).all() and (out[1] == -torch.inf).all() and out[2].isnan().all()
+    assert (out[3:] == out[3, 0]).all()
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8", "int4"])
+def test_few_vectors_keep_what_is_exact_in_them(lib, name):
+    """And so do all on machines without such products, or with tiles."""
+    torch.manual_seed(0)
+    held, exact = weights(name, 40, 64)
+    narrow = "avx512bf16" in lib.extra
+    x = torch.randn(MANY[name] - 1 if narrow else 33, 64)
+    out = narrow_products(lib, name, held, exact, x)
+    assert torch.equal(out, products(lib, name, held, exact, x))
+    if narrow:
+        x = torch.randn(MANY[name], 64)
+        out = narrow_products(lib, name, held, exact, x)
+        assert not torch.equal(out, products(lib, name, held, exact, x))
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])

@@ -83,7 +83,7 @@ def canonical(e: Expr, axes: Sequence[Var]) -> Expr:
             return names.setdefault(x.name, Var(f"$b{len(names)}", x.size))
         if isinstance(x, Fold):
             over = tuple(names.setdefault(v.name, Var(f"$b{len(names)}", v.size)) for v in x.over)
-            return Fold(x.monoid, over, rewrite(x.body, change, plain_call))
+            return Fold(x.monoid, over, rewrite(x.body, change, plain_call), x.narrow)
         if isinstance(x, Soft):
             over = names.setdefault(x.over.name, Var(f"$b{len(names)}", x.over.size))
             return Soft(

@@ -63,11 +63,13 @@ class Call:
 
 @attrs.frozen(cache_hash=True)
 class Fold:
-    """⊕ over the axes of `body`; an expression until a nest of its own computes it."""
+    """⊕ over the axes of `body`; an expression until a nest of its own computes it. `narrow`: it is
+    of products of numbers that are bf16 in the graph, however they are held."""
 
     monoid: str
     over: tuple[Var, ...]
     body: Expr
+    narrow: bool = False
 
 
 @attrs.frozen(cache_hash=True)
@@ -132,7 +134,8 @@ class Buffer:
 
 @attrs.frozen
 class Nest:
-    """`for axes: out[at] = fold over `over` of value` (a map where `fold` is None)."""
+    """`for axes: out[at] = fold over `over` of value` (a map where `fold` is None). `narrow`: as
+    of a `Fold`."""
 
     out: Buffer
     axes: tuple[Var, ...]
@@ -140,6 +143,7 @@ class Nest:
     value: Expr
     fold: str | None = None
     over: tuple[Var, ...] = ()
+    narrow: bool = False
 
     @property
     def outs(self) -> tuple[Buffer, ...]:

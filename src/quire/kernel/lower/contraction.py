@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from quire.capture.program import Op, Operand
 from quire.flow.rules.contraction import spell
 from quire.kernel import index as ix
@@ -17,6 +19,7 @@ def contracted(low: Lowering, op: Op, equation: str, operands: Sequence[Operand]
     """The sum of products that `equation` spells."""
     terms, result = spell(equation, operands)
     tensors = [low.tensor(o) for o in operands]
+    narrow = all(o.info.dtype == torch.bfloat16 for o in operands)
     sizes: dict[str, Size] = {}
     for term, tensor in zip(terms, tensors, strict=True):
         for label, size in zip(term, tensor.shape, strict=True):
@@ -36,7 +39,7 @@ def contracted(low: Lowering, op: Op, equation: str, operands: Sequence[Operand]
             factor = as_float(tensor.at(index))
             body = factor if body is None else c("mul", body, factor)
         assert body is not None
-        return Fold("sum", tuple(over.values()), body) if over else body
+        return Fold("sum", tuple(over.values()), body, narrow) if over else body
 
     shape = tuple(sizes[k] for k in result)
     return Tensor(shape, op.out.dtype, at)

@@ -155,13 +155,13 @@ class Store:
                 return found
         if isinstance(e, Soft):
             e = self._softmax(e, axes)
-        fold, over = None, ()
+        fold, over, narrow = None, (), False
         if isinstance(e, Fold):
-            fold, over = e.monoid, e.over
+            fold, over, narrow = e.monoid, e.over, e.narrow
             e = self._factors(e, axes)
         body = self._legal(e, (*axes, *over))
         out = self._buffer(tuple(a.size for a in axes), self._dtype(body))
-        self.nests.append(Nest(out, axes, axes, body, fold, over))
+        self.nests.append(Nest(out, axes, axes, body, fold, over, narrow))
         return out
 
     def _factors(self, e: Fold, axes: tuple[Var, ...]) -> Expr:

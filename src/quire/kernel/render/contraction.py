@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
+import torch
 
 from quire.kernel import index as ix
 from quire.kernel.analysis import address, free, side_by_side, weights_of
@@ -101,9 +102,12 @@ def dot(names: Names, nest: Nest, plan: DotPlan, row: Row) -> Lines:
             "w": (factor(plan.w, plan.row) or 0) * row.step,
             "x": factor(plan.x, column) if column else 0,
         }
+        held = plan.w.buffer
+        narrow = nest.narrow and (held.dtype == torch.bfloat16 or held.scheme)
+        hook = "dot_bf16" if narrow else "dot"
         return [
-            f"q.dot({names.buffer(nest.out)}, {at(out)}, {steps['out_a']}, {steps['out_b']}, "
-            f"{names.buffer(plan.w.buffer)}, {at(plan.w)}, {steps['w']}, {row.count}, "
+            f"q.{hook}({names.buffer(nest.out)}, {at(out)}, {steps['out_a']}, {steps['out_b']}, "
+            f"{names.buffer(held)}, {at(plan.w)}, {steps['w']}, {row.count}, "
             f"{names.buffer(plan.x.buffer)}, {at(plan.x)}, {steps['x']}, "
             f"{names.size(column.size) if column else 1}, {depth});"
         ]

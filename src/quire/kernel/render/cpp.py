@@ -23,7 +23,7 @@ from quire.kernel.render.printer import Names
 from quire.kernel.schedule import Phase
 from quire.kernel.segments import Segment
 
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE = 1024
 """Rows of a contraction before what follows them in the same unit is run, while they are in
 cache."""
 

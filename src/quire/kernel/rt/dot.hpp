@@ -1,8 +1,9 @@
 // Products of weight rows with vectors: out[a][b] = Σ_k w[b][k] · x[a][k].
 //
 // Every element is summed the same way whatever the block it falls into: 16 lanes over k, then the
-// lanes in a fixed order; on AMX, where there are vectors enough, as tiles.hpp says. Weights in blocks
-// have products of their own (quantised.hpp).
+// lanes in a fixed order; where there are vectors enough, on AMX as tiles.hpp says, and of vectors that
+// are bf16 in the model, on AVX-512 BF16 as narrow.hpp does. Weights in blocks have products of their
+// own (quantised.hpp).
 // Rows of weights stream from memory once, as one stream: with one vector they are read one after
 // another; with several, while some rows are worked on together, those after them are prefetched in
 // the order in which they lie (`ahead`), also past the last one given: rows are given in units, and
@@ -101,7 +102,7 @@ inline void dot(
     const Weights<W> weights{w, w_at, w_step};
 #if defined(QUIRE_TILES)
     if constexpr (FEED<W> > 0)
-        if (as >= FEED<W> && tiles())
+        if (on_tiles<W>(as))
             return dot_on_tiles(out, out_a, out_b, weights, bs, x, x_step, as, k);
 #endif
     index_t b = 0;
@@ -116,6 +117,25 @@ inline void dot(
     index_t bs, const float* x, index_t x_step, index_t as, index_t k) {
     const Rows<B> rows{&w->first, K / SPAN, w_at / K, w_step / K, bs};
     dot_blocks(Target{out, out_a, out_b}, rows, x, x_step, as, k);
+}
+
+// As dot, of vectors that are bf16 in the model.
+inline void dot_bf16(
+    float* out, index_t out_a, index_t out_b, const bf16* w, index_t w_at, index_t w_step,
+    index_t bs, const float* x, index_t x_step, index_t as, index_t k) {
+#if defined(QUIRE_NARROW)
+    if (as >= MANY<bf16> && !on_tiles<bf16>(as))
+        return dot_narrow(out, out_a, out_b, {w, w_at, w_step}, bs, x, x_step, as, k);
+#endif
+    dot(out, out_a, out_b, w, w_at, w_step, bs, x, x_step, as, k);
+}
+
+template <class B, index_t K>
+inline void dot_bf16(
+    float* out, index_t out_a, index_t out_b, const Blocked<B, K>* w, index_t w_at, index_t w_step,
+    index_t bs, const float* x, index_t x_step, index_t as, index_t k) {
+    const Rows<B> rows{&w->first, K / SPAN, w_at / K, w_step / K, bs};
+    dot_blocks_bf16(Target{out, out_a, out_b}, rows, x, x_step, as, k);
 }
 
 }  // namespace quire

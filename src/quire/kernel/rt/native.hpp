@@ -166,6 +166,13 @@ public:
                     index_t as, index_t k) {
         quire::dot(out + at, out_a, out_b, w, w_at, w_step, bs, x + x_at, x_step, as, k);
     }
+    // Of vectors that are bf16 in the model.
+    template <class W>
+    static void dot_bf16(float* out, index_t at, index_t out_a, index_t out_b, const W* w,
+                         index_t w_at, index_t w_step, index_t bs, const float* x, index_t x_at,
+                         index_t x_step, index_t as, index_t k) {
+        quire::dot_bf16(out + at, out_a, out_b, w, w_at, w_step, bs, x + x_at, x_step, as, k);
+    }
 
     template <class K, class V, class Lo, class Hi, class Query, class Key, class Value, class Part,
               class Score>

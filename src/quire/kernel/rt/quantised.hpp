@@ -8,6 +8,7 @@
 
 #include "block_tiles.hpp"
 #include "digits.hpp"
+#include "narrow_blocks.hpp"
 #include "values.hpp"
 
 namespace quire {
@@ -61,13 +62,26 @@ __attribute__((noinline)) inline void dot_blocks(
     const Target& out, const Rows<B>& w, const float* x, index_t x_step, index_t as, index_t k) {
     if (as == 0 || w.count == 0) return;
 #if defined(QUIRE_TILES)
-    if (as >= FEED<B> && tiles()) return dot_on_tiles(out, w, x, x_step, as, k);
+    if (on_tiles<B>(as)) return dot_on_tiles(out, w, x, x_step, as, k);
 #endif
 #if defined(QUIRE_DIGITS)
     return dot_on_digits(out, w, x, x_step, as, k);
 #else
     return dot_on_floats(out, w, x, x_step, as, k);
 #endif
+}
+
+// As dot_blocks, of vectors that are bf16 in the model.
+template <class B>
+inline void dot_blocks_bf16(
+    const Target& out, const Rows<B>& w, const float* x, index_t x_step, index_t as, index_t k) {
+#if defined(QUIRE_NARROW)
+    if (as >= MANY<B> && !on_tiles<B>(as) && w.count > 0) {
+        static thread_local NarrowBlocks<B> narrow;
+        return narrow.dot(out, w, x, x_step, as, k);
+    }
+#endif
+    dot_blocks(out, w, x, x_step, as, k);
 }
 
 }  // namespace quire

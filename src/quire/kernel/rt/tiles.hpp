@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kept.hpp"
+#include "lines.hpp"
 #include "weights.hpp"
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BW__) && \
@@ -34,6 +35,9 @@ inline bool tiles() {
     return given;
 }
 
+template <class W>
+inline bool on_tiles(index_t as) { return FEED<W> > 0 && as >= FEED<W> && tiles(); }
+
 template <int T>
 inline void tile_zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(T));
@@ -56,28 +60,6 @@ inline void settled() { asm volatile("" ::: "memory"); }
 struct alignas(64) Line {
     std::uint32_t word[16];
 };
-
-inline void transpose(__m512i (&r)[16]) {
-    __m512i s[16];
-    for (int i = 0; i < 16; i += 2) {
-        s[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        s[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int h = 0; h < 2; ++h) {
-            r[i + 2 * h] = _mm512_unpacklo_epi64(s[i + h], s[i + h + 2]);
-            r[i + 2 * h + 1] = _mm512_unpackhi_epi64(s[i + h], s[i + h + 2]);
-        }
-    for (int i = 0; i < 4; ++i)
-        for (int h = 0; h < 2; ++h) {
-            s[8 * h + i] = _mm512_shuffle_i32x4(r[8 * h + i], r[8 * h + i + 4], 0x88);
-            s[8 * h + i + 4] = _mm512_shuffle_i32x4(r[8 * h + i], r[8 * h + i + 4], 0xdd);
-        }
-    for (int i = 0; i < 8; ++i) {
-        r[i] = _mm512_shuffle_i32x4(s[i], s[8 + i], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(s[i], s[8 + i], 0xdd);
-    }
-}
 
 // The upper halves of 16 floats are their first bf16 numbers. What is no finite number has one.
 inline void split(__m512 x, __m512i (&piece)[PIECES]) {
@@ -203,14 +185,6 @@ inline void sum_tiles(
     unrolled<R * TILES>([&](auto t) { tile_store<t>(sums + t, 64); });
 }
 
-// The first n of 16 floats, `step` apart.
-inline void put_row(float* to, index_t step, int n, __m512 row) {
-    if (step == 1) return _mm512_mask_storeu_ps(to, __mmask16((1u << n) - 1), row);
-    alignas(64) float lane[SIDE];
-    _mm512_store_ps(lane, row);
-    for (int i = 0; i < n; ++i) to[i * step] = lane[i];
-}
-
 // As dot, of rows b … b + rows (R · 16 of them, or fewer than 16).
 template <int R, bool few>
 inline void tile_rows(
@@ -268,6 +242,13 @@ __attribute__((noinline)) inline void dot_on_tiles(
     if (panels.few()) dot_panels<true>(out, out_a, out_b, w, bs, panels, as, k);
     else dot_panels<false>(out, out_a, out_b, w, bs, panels, as, k);
 }
+
+}  // namespace quire
+#else
+namespace quire {
+
+template <class>
+inline bool on_tiles(index_t) { return false; }
 
 }  // namespace quire
 #endif

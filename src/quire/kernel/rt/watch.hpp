@@ -174,14 +174,16 @@ public:
     void dot(const Watched<O>& out, index_t at, index_t out_a, index_t out_b,
              const Watched<W>& w, index_t w_at, index_t w_step, index_t bs, const Watched<X>& x,
              index_t x_at, index_t x_step, index_t as, index_t k) const {
-        bool good = true;
-        for (index_t b = 0; b < bs; ++b) good &= touch(w, w_at + b * w_step, k, false);
-        for (index_t a = 0; a < as; ++a) {
-            good &= touch(x, x_at + a * x_step, k, false);
-            for (index_t b = 0; b < bs; ++b) good &= touch(out, at + a * out_a + b * out_b, 1, true);
-        }
-        if (good)
+        if (touch_dot(out, at, out_a, out_b, w, w_at, w_step, bs, x, x_at, x_step, as, k))
             Native::dot(out.p, at, out_a, out_b, w.p, w_at, w_step, bs, x.p, x_at, x_step, as, k);
+    }
+    template <class O, class W, class X>
+    void dot_bf16(const Watched<O>& out, index_t at, index_t out_a, index_t out_b,
+                  const Watched<W>& w, index_t w_at, index_t w_step, index_t bs,
+                  const Watched<X>& x, index_t x_at, index_t x_step, index_t as, index_t k) const {
+        if (touch_dot(out, at, out_a, out_b, w, w_at, w_step, bs, x, x_at, x_step, as, k))
+            Native::dot_bf16(
+                out.p, at, out_a, out_b, w.p, w_at, w_step, bs, x.p, x_at, x_step, as, k);
     }
 
     template <class P, class Q, class K, class V, class Lo, class Hi, class Query, class Key,
@@ -255,6 +257,20 @@ private:
         if (at >= 0 && at + bytes <= scratch_size_) return true;
         watcher_.report("outside of scratch", -1);
         return false;
+    }
+
+    template <class O, class W, class X>
+    bool touch_dot(const Watched<O>& out, index_t at, index_t out_a, index_t out_b,
+                   const Watched<W>& w, index_t w_at, index_t w_step, index_t bs,
+                   const Watched<X>& x, index_t x_at, index_t x_step, index_t as,
+                   index_t k) const {
+        bool good = true;
+        for (index_t b = 0; b < bs; ++b) good &= touch(w, w_at + b * w_step, k, false);
+        for (index_t a = 0; a < as; ++a) {
+            good &= touch(x, x_at + a * x_step, k, false);
+            for (index_t b = 0; b < bs; ++b) good &= touch(out, at + a * out_a + b * out_b, 1, true);
+        }
+        return good;
     }
 
     Watcher& watcher_;

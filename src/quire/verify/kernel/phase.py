@@ -175,7 +175,7 @@ class Collector:
             case "q.store", (pointer, at, value):
                 self._event(pointer, env, loops, unit,
                             lambda: ev.poly(at, env), lambda: ev.value(value, env))  # fmt: skip
-            case "q.dot", args if len(args) == 13:
+            case (("q.dot" | "q.dot_bf16"), args) if len(args) == 13:
                 self._dot(args, env, loops, unit)
             case "q.topk", (n, k, largest, body, Lambda((r, j, m), puts)):
                 place = fresh("r", ev.poly(k, env))

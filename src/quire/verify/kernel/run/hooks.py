@@ -129,7 +129,7 @@ def _scan(step: str) -> Callable[[Worker, Sequence[Expr], Env, int], None]:
 
 
 STATEMENTS: dict[str, Callable[[Worker, Sequence[Expr], Env, int], None]] = {
-    "q.dot": dot, "q.attend": attend, "q.merge": merge, "q.topk": topk,
+    "q.dot": dot, "q.dot_bf16": dot, "q.attend": attend, "q.merge": merge, "q.topk": topk,
     "q.scan_sum": _scan("add"), "q.scan_prod": _scan("mul"),
 }  # fmt: skip
 

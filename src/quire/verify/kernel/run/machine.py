@@ -39,7 +39,9 @@ from quire.verify.kernel.source import (
 )
 
 Env = Mapping[str, Any]
-WRITES = {"q.store", "q.dot", "q.merge", "q.topk", "q.scan_sum", "q.scan_prod", "q.attend"}
+WRITES = {
+    "q.store", "q.dot", "q.dot_bf16", "q.merge", "q.topk", "q.scan_sum", "q.scan_prod", "q.attend",
+}  # fmt: skip
 
 
 @attrs.frozen
@@ -354,7 +356,7 @@ def _words(of: Sequence[Expr]) -> set[str]:
     return {x.word for x in of if isinstance(x, Name)}
 
 
-READS = {"q.load": (0,), "q.dot": (4, 8), "q.merge": (3,)}
+READS = {"q.load": (0,), "q.dot": (4, 8), "q.dot_bf16": (4, 8), "q.merge": (3,)}
 """The arguments that are arrays it reads."""
 CONTAINERS = {"q.topk", "q.scan_sum", "q.scan_prod"}
 """Their stores are counted."""
