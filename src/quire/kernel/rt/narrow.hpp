@@ -20,7 +20,7 @@ constexpr index_t WIDE = 16;    // vectors that lie side by side
 constexpr index_t DEPTH = 192;  // columns that are worked on at a time
 constexpr index_t SOME = 32;    // rows
 
-// Vectors from which this is faster than what is exact in them, of each format.
+// Vectors from which this is faster than products that do not round them, of each format.
 template <class W>
 inline constexpr index_t MANY = 3;
 template <>
@@ -30,8 +30,8 @@ struct alignas(64) Words {
     std::uint32_t of[WIDE];
 };
 
-// Vectors, 32 side by side, the last ones 16: the first two elements of each, then the next two, in an
-// order of 32.
+// Vectors, 32 side by side, the last ones 16: two elements of each, then the next two; every 32 elements
+// in `order`.
 class Columns {
 public:
     explicit Columns(__m512i order) : order_(order) {}
@@ -106,11 +106,15 @@ public:
                         add<many, wide>(part, r, a, to + r, next,
                                         a == 0 && r + many <= rows ? columns : 0);
                 };
-                constexpr std::integral_constant<int, 1> one;
-                constexpr std::integral_constant<int, 2> two;
-                constexpr std::integral_constant<int, 4> four;
-                if (x_.wide(a) == 2) some(std::integral_constant<int, 8>{}, two), some(four, two), some(one, two);
-                else some(std::integral_constant<int, 16>{}, one), some(four, one), some(one, one);
+                if (x_.wide(a) == 2) {
+                    some(constant<8>, constant<2>);
+                    some(constant<4>, constant<2>);
+                    some(constant<1>, constant<2>);
+                } else {
+                    some(constant<16>, constant<1>);
+                    some(constant<4>, constant<1>);
+                    some(constant<1>, constant<1>);
+                }
             }
             turn_ ^= 1;
             take(next, rows == part.rows ? rows : 0, columns);
@@ -120,6 +124,8 @@ public:
     }
 
 private:
+    template <int N>
+    static constexpr std::integral_constant<int, N> constant{};
     static constexpr index_t LINE = 64 / sizeof(bf16);  // columns
     struct Part {
         index_t b;
