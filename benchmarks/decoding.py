@@ -114,7 +114,9 @@ class Engine:
 def start(name: str, folder: Path, weights: str, threads: int, length: int, batch: int) -> Engine:
     own = ENGINES[name] == "torch_peer.py"
     python = sys.executable if own else os.environ.get("QUIRE_PEERS", sys.executable)
-    words = [str(folder), weights, str(threads), str(length), str(batch)]
+    # Only Quire holds bf16 weights in another way.
+    format = "bfloat16" if weights == "lossless" and name != "quire" else weights
+    words = [str(folder), format, str(threads), str(length), str(batch)]
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (the engine closes it)
     process = subprocess.Popen(
         [python, "-W", "ignore", str(PEERS / ENGINES[name]), *words],

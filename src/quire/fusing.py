@@ -14,9 +14,11 @@ from torch.export import ExportedProgram
 import quire.flow.rules  # noqa: F401  (fills the table of rules)
 from quire.capture.decode import capture_decode
 from quire.capture.export import export, from_exported
+from quire.capture.program import Program
 from quire.errors import CaptureError, QuireError
 from quire.fused import Fused
 from quire.kernel.compile import KernelPlan, compile_program
+from quire.kernel.ir import BLOCKS
 from quire.runtime.native import NativeKernel
 from quire.verify.certificate import Certificate
 from quire.verify.claims import RefutedError
@@ -28,7 +30,7 @@ PREFILL_MEMORY = 256 << 20
 
 Progress = Callable[[str, int, int], None]
 
-SCHEMES = {None: "", "int8": "int8", "int4": "int4"}
+SCHEMES = {None: "", **{name: name for name in BLOCKS}}
 
 
 def fuse(
@@ -57,8 +59,9 @@ def fuse(
     needs an upper end for each dim. `dims` gives the largest size of each dim that an ONNX file
     names without a size.
 
-    `weights`: None as they are, "int8" or "int4", a scale for each 32 (the kernel then equals the
-    graph with the dequantised weights). `sampling`: of a causal LM, the kernel picks the next token
+    `weights`: None as they are; "lossless", a copy of bf16 weights in 12.5 bits each, with the same
+    values; "int8" or "int4", a scale for each 32 (the kernel then equals the graph with the
+    dequantised weights). `sampling`: of a causal LM, the kernel picks the next token
     too, and the result has `sample`. `threads`: default all that this process may use.
 
     With `verify` the emitted source is proved to compute the captured graph; the result's
@@ -68,7 +71,8 @@ def fuse(
     Raises CaptureError, MissingRuleError, QuireError (no compiler), or RefutedError.
     """
     if weights not in SCHEMES:
-        raise QuireError(f"weights={weights!r}", allowed="None, 'int8', 'int4'")
+        allowed = ", ".join(map(repr, SCHEMES))
+        raise QuireError(f"weights={weights!r}", allowed=allowed)
     scheme = SCHEMES[weights]
     if isinstance(model, str | Path):
         model = _from_file(Path(model), dims)
@@ -85,6 +89,7 @@ def fuse(
             )
         progress("capturing a decode step", 0, 0)
         step = capture_decode(model, max_length, max_batch, sampling)
+        _check_weights(step.program, scheme)
         progress("planning phases", 0, 0)
         longest = {s.name: max_batch for s in step.program.symbols}
         plan = compile_program(step.program, scheme, type(model).__name__, longest)
@@ -113,11 +118,22 @@ def fuse(
                 allowed="dims with a range",
                 fix="dynamic_shapes with torch.export.Dim(name, max=…)",
             )
+    _check_weights(program, scheme)
     progress("planning phases", 0, 0)
     plan = compile_program(program, scheme, type(model).__name__)
     certificate = certified(plan, progress, exact) if verify else None
     progress("compiling C++", 0, 0)
     return Fused(program, NativeKernel(plan, threads=threads), certificate)
+
+
+def _check_weights(program: Program, scheme: str) -> None:
+    dtypes = {weight.dtype for weight in program.state.values() if weight.is_floating_point()}
+    if scheme == "lossless" and torch.bfloat16 not in dtypes:
+        raise QuireError(
+            f"weights='lossless' of weights in {', '.join(sorted(map(str, dtypes))) or 'no dtype'}",
+            allowed="bf16 weights",
+            fix="load the model with dtype='bfloat16', or leave weights out",
+        )
 
 
 def tables_of(plan: KernelPlan) -> Tables:

@@ -26,6 +26,7 @@ using namespace quire;
     }
 BLOCKS(int8, int8_block)
 BLOCKS(int4, int4_block)
+BLOCKS(lossless, lossless_block)
 
 DOT(float, float)
 DOT(bf16, bf16)
@@ -39,10 +40,12 @@ DOT(fp16, fp16)
         __VA_ARGS__;                                                                        \
     }
 NARROW(bf16, bf16, dot_bf16(out, rows, index_t(1), w, at, k * apart, rows, x, k, columns, k))
-NARROW(int8, int8_block, dot_blocks_bf16(
-    Target{out, rows, 1}, Rows<int8_block>{w, k / SPAN, at / k, apart, rows}, x, k, columns, k))
-NARROW(int4, int4_block, dot_blocks_bf16(
-    Target{out, rows, 1}, Rows<int4_block>{w, k / SPAN, at / k, apart, rows}, x, k, columns, k))
+#define NARROW_BLOCKS(name, type)                                                           \
+    NARROW(name, type, dot_blocks_bf16(                                                     \
+        Target{out, rows, 1}, Rows<type>{w, k / SPAN, at / k, apart, rows}, x, k, columns, k))
+NARROW_BLOCKS(int8, int8_block)
+NARROW_BLOCKS(int4, int4_block)
+NARROW_BLOCKS(lossless, lossless_block)
 
 extern "C" __attribute__((visibility("default"))) void function(
     int which, float* out, const float* in, index_t n) {

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from quire.kernel.ir import Buffer
+from quire.kernel.ir import BLOCKS, SPAN, Buffer
 from quire.runtime import build
-from quire.runtime.pack import ZERO, dequantised, packed, packed_size
+from quire.runtime.pack import dequantised, packed, packed_size
 
 FLAGS = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
 AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
@@ -75,7 +75,7 @@ def products(lib, name, held, exact, x, at=0, apart=1, more_chain=0):
     rows, k = exact.shape
     out = torch.full((x.shape[0], rows), float("nan"))
     size = ctypes.c_int64
-    more = (size(apart),) if name in ZERO else ()
+    more = (size(apart),) if name in BLOCKS else ()
     getattr(lib, f"dot_{name}")(
         pointer(out), pointer(held), size(at), pointer(x), size(rows), size(x.shape[0]), size(k),
         *more,
@@ -85,7 +85,7 @@ def products(lib, name, held, exact, x, at=0, apart=1, more_chain=0):
     # chain ends in the 16 of the last step along k. Weights in blocks: 32 in a block (digits: as
     # much at once), and two a block.
     on_tiles = lib.tiles and len(x) >= FEEDS.get(name, len(x) + 1)
-    chain = k / 16 + (34 if name in ZERO else 20 if on_tiles else 6)
+    chain = k / 16 + (34 if name in BLOCKS else 20 if on_tiles else 6)
     bound = (chain + more_chain) * 2**-24 * 2 * (x.double().abs() @ exact.double().abs().T)
     assert ((out.double() - want).abs() <= bound).all()
     return out
@@ -143,9 +143,10 @@ def test_dot_on_tiles_of_what_is_no_number(tiles):
     assert torch.allclose(out[3], x[3].sum())
 
 
-def quantised(scheme, w):
+def in_blocks(scheme, w):
     """`w` packed, and the weights that it stands for."""
-    buffer = Buffer("w", tuple(w.shape), torch.float32, "state", "w", order=(0, 1), scheme=scheme)
+    w = w.bfloat16() if scheme == "lossless" else w
+    buffer = Buffer("w", tuple(w.shape), w.dtype, "state", "w", order=(0, 1), scheme=scheme)
     held = packed(w, buffer)
     assert held.numel() == packed_size(w, buffer)
     return held, dequantised(w, buffer)
@@ -153,13 +154,13 @@ def quantised(scheme, w):
 
 @pytest.mark.parametrize("columns", [1, 2, 3, 6, 13])
 @pytest.mark.parametrize("k", [32, 96, 320])
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", [*BLOCKS])
 def test_dot_of_blocks_equals_dequantised_product(lib, scheme, k, columns):
     torch.manual_seed(columns)
     rows = 75
     w, x = torch.randn(rows, k), torch.randn(columns, k)
-    held, exact = quantised(scheme, w)
-    step = {"int8": 1 / 127, "int4": 1 / 8}[scheme]
+    held, exact = in_blocks(scheme, w)
+    step = {"int8": 1 / 127, "int4": 1 / 8, "lossless": 2**-7}[scheme]
     most = w.reshape(-1, 32).abs().amax(1).repeat_interleave(32).reshape(rows, k)
     assert ((exact - w).abs() <= most * step * (1.01 if scheme == "int4" else 0.51)).all()
     out = products(lib, scheme, held, exact, x)
@@ -173,14 +174,14 @@ def test_dot_of_blocks_equals_dequantised_product(lib, scheme, k, columns):
 
 
 @pytest.mark.parametrize("k", [64, 2048])
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", [*BLOCKS])
 def test_dot_of_blocks_holds_for_vectors_of_any_size(lib, scheme, k):
     """Numbers too small beside their neighbours for one unit, in every place: within 2γ of k."""
     torch.manual_seed(0)
     w = torch.randn(40, k)
     w[:, ::32] = 0  # so that nothing hides behind a large product
     loose = k / 2 if k > 64 else 0
-    held, exact = quantised(scheme, w)
+    held, exact = in_blocks(scheme, w)
     for spread in (3, 12, 25):
         x = torch.randn(7, k) * 2.0 ** torch.randint(-spread, spread, (7, k))
         x[:, ::32] = 2.0**spread
@@ -190,31 +191,31 @@ def test_dot_of_blocks_holds_for_vectors_of_any_size(lib, scheme, k):
     assert (out == 0).all()
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", [*BLOCKS])
 def test_each_element_of_a_long_product_is_exact_to_its_bound(lib, scheme):
     """A weight alone in its row, and an element far smaller than its neighbour."""
     k = 2048
     w = torch.zeros(31, k)
     w[torch.arange(31), 32 * torch.arange(31) + 1 + torch.arange(31)] = 1.0
-    held, exact = quantised(scheme, w)
+    held, exact = in_blocks(scheme, w)
     for size in range(0, 26, 2):
         x = torch.rand(1, k) * 2.0**-size
         x[:, ::32] = 1
         products(lib, scheme, held, exact, x, more_chain=k)
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", [*BLOCKS])
 def test_dot_of_blocks_of_the_largest_numbers(lib, scheme):
     w = torch.tensor([1.0, -1.0])[:, None].expand(2, 32).repeat(16, 2)
-    held, exact = quantised(scheme, w)
+    held, exact = in_blocks(scheme, w)
     below = torch.nextafter(torch.tensor(2.0), torch.tensor(0.0))
     for x in (below, -below, torch.tensor(1.0)):
         products(lib, scheme, held, exact, x.expand(1, 64).contiguous())
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", [*BLOCKS])
 def test_dot_of_blocks_of_what_is_no_number(lib, scheme):
-    held, _ = quantised(scheme, torch.ones(32, 64))
+    held, _ = in_blocks(scheme, torch.ones(32, 64))
     x = torch.ones(3, 64)
     x[0, 7], x[1, 39], x[2, 0] = torch.inf, -torch.inf, torch.nan
     for columns in (1, 3):
@@ -234,7 +235,7 @@ def test_dot_of_blocks_of_what_is_no_number(lib, scheme):
 def test_blocks_on_tiles_equal_the_dequantised_product(tiles, scheme, k, rows, columns):
     torch.manual_seed(k + rows + columns)
     w, x = torch.randn(rows, k), torch.randn(columns, k)
-    held, exact = quantised(scheme, w)
+    held, exact = in_blocks(scheme, w)
     out = products(tiles, scheme, held, exact, x)
     feed = FEEDS[scheme]
     last = products(tiles, scheme, held, exact[-1:], x[-feed:], at=(rows - 1) * k)
@@ -254,7 +255,7 @@ def test_blocks_on_tiles_equal_the_dequantised_product(tiles, scheme, k, rows, c
 def test_blocks_on_tiles_round_no_product(tiles, scheme):
     torch.manual_seed(0)
     x = torch.randn(20, 64) * 10.0 ** torch.randint(-20, 20, (20, 64))
-    held, exact = quantised(scheme, -8 * torch.eye(64))
+    held, exact = in_blocks(scheme, -8 * torch.eye(64))
     most = {"int8": -127, "int4": -8}[scheme]  # what a group's largest weight is held as
     want = (x.double() * most).float() * (exact.diagonal() / most)
     assert torch.equal(products(tiles, scheme, held, exact, x), want)
@@ -267,7 +268,7 @@ def test_blocks_on_tiles_have_every_value(tiles, scheme):
     w = torch.zeros(len(values), 96)
     last = -8.0 if scheme == "int4" else 127.0
     w[:, 40], w[:, 51] = values, last
-    held, exact = quantised(scheme, w)
+    held, exact = in_blocks(scheme, w)
     assert torch.equal((exact[:, 40] / exact[:, 51] * last).round(), values)
     x = torch.eye(32).repeat(1, 3)
     assert torch.equal(products(tiles, scheme, held, exact, x), x @ exact.T)
@@ -278,32 +279,32 @@ def test_rows_on_tiles_are_summed_in_another_order_than_vectors(tiles, scheme):
     """That FEEDS is what the headers say: else nothing above is about tiles."""
     torch.manual_seed(0)
     w = torch.randn(64, 2048)
-    held, exact = quantised(scheme, w) if scheme != "bf16" else (w.bfloat16(), w.bfloat16())
+    held, exact = in_blocks(scheme, w) if scheme != "bf16" else (w.bfloat16(), w.bfloat16())
     x, feed = torch.randn(40, 2048), FEEDS[scheme]
     out = products(tiles, scheme, held, exact, x)
     assert torch.equal(products(tiles, scheme, held, exact, x[:feed]), out[:feed])
     assert not torch.equal(products(tiles, scheme, held, exact, x[: feed - 1]), out[: feed - 1])
 
 
-@pytest.mark.parametrize("name", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["bf16", *BLOCKS])
 def test_vectors_take_the_place_of_tiles_that_are_refused(refused, name):
     torch.manual_seed(0)
     w, x = torch.randn(75, 256), torch.randn(33, 256)
-    held, exact = quantised(name, w) if name != "bf16" else (w.bfloat16(), w.bfloat16())
+    held, exact = in_blocks(name, w) if name != "bf16" else (w.bfloat16(), w.bfloat16())
     vectors = harness(*ARCHES[2])
     assert torch.equal(
         products(refused, name, held, exact, x), products(vectors, name, held, exact, x)
     )
 
 
-MANY = {"bf16": 9, "int8": 3, "int4": 3}
+MANY = {"bf16": 9, "int8": 3, "int4": 3, "lossless": 3}
 """Vectors that are bf16 in the model from which they are multiplied as such (`MANY` there)."""
 
 
 def weights(name, rows, k):
     w = torch.randn(rows, k)
-    if name in ZERO:
-        return quantised(name, w)
+    if name in BLOCKS:
+        return in_blocks(name, w)
     held = torch.cat([w, torch.zeros(64, k)]).bfloat16()
     return held, held[:rows]
 
@@ -322,7 +323,7 @@ def narrow_products(lib, name, held, exact, x, at=0, apart=1):
 @pytest.mark.parametrize("columns", [3, 4, 5, 8, 9, 16, 17, 32, 33, 80])
 @pytest.mark.parametrize("rows", [1, 4, 16, 31, 32, 75])
 @pytest.mark.parametrize("k", [32, 64, 192, 224, 576])
-@pytest.mark.parametrize("name", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["bf16", *BLOCKS])
 def test_narrow_products_equal_those_of_rounded_vectors(narrow, name, k, rows, columns):
     torch.manual_seed(k + rows + columns)
     held, exact = weights(name, rows, k)
@@ -356,10 +357,10 @@ def test_narrow_products_of_any_length(narrow, k):
     assert ((out.double() - want).abs() <= (k / 2 + 8) * 2**-23 * size).all()
 
 
-@pytest.mark.parametrize("name", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["bf16", *BLOCKS])
 def test_narrow_products_of_what_is_no_number(narrow, name):
     held, exact = weights(name, 32, 64)
-    held, exact = quantised(name, torch.ones(32, 64)) if name in ZERO else (held.fill_(1), exact)
+    held, exact = in_blocks(name, torch.ones(32, 64)) if name in BLOCKS else (held.fill_(1), exact)
     x = torch.ones(12, 64)
     x[0, 7], x[1, 39], x[2, 0] = torch.inf, -torch.inf, torch.nan
     out = narrow_products(narrow, name, held, exact, x)
@@ -367,7 +368,7 @@ def test_narrow_products_of_what_is_no_number(narrow, name):
     assert (out[3:] == out[3, 0]).all()
 
 
-@pytest.mark.parametrize("name", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["bf16", *BLOCKS])
 def test_few_vectors_keep_what_is_exact_in_them(lib, name):
     """And so do all on machines without such products, or with tiles."""
     torch.manual_seed(0)
@@ -382,13 +383,13 @@ def test_few_vectors_keep_what_is_exact_in_them(lib, name):
         assert not torch.equal(out, products(lib, name, held, exact, x))
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", [*BLOCKS])
 def test_elements_of_blocks_are_the_dequantised_weights(lib, scheme):
     torch.manual_seed(0)
     w = torch.randn(50, 64) * 10.0 ** torch.randint(-6, 4, (50, 1))
     w[3] = 0
     w[4, 1:] = 0
-    out, (held, exact) = torch.empty_like(w), quantised(scheme, w)
+    out, (held, exact) = torch.empty_like(w), in_blocks(scheme, w)
     size = ctypes.c_int64
     getattr(lib, f"elements_{scheme}")(pointer(out), pointer(held), size(64), size(w.numel()))
     assert torch.equal(out, exact)

@@ -37,8 +37,8 @@ def compile_program(
     title: str = "A kernel",
     longest: Mapping[sympy.Symbol, int] | None = None,
 ) -> KernelPlan:
-    """The kernel of a program. `scheme` is how large weights are held: as they are (""), int8, or
-    int4. `longest` are the largest lengths to serve, where the program does not bound them.
+    """The kernel of a program. `scheme` is how large weights are held: as they are (""), or one of
+    `ir.BLOCKS`. `longest` are the largest lengths to serve, where the program does not bound them.
 
     Raises MissingRuleError for ops that cannot be lowered.
     """

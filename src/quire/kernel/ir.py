@@ -85,9 +85,11 @@ Expr = Num | Var | Length | Read | Call | Fold | Soft
 
 
 SPAN = 32
-"""Rows and columns of a block of quantised weights."""
-BLOCKS = {"int8": 1088, "int4": 576}
-"""Bytes of a block, scales included."""
+"""Rows and columns of a block of weights."""
+BLOCKS = {"int8": 1088, "int4": 576, "lossless": 1600}
+"""Bytes of a block of each scheme."""
+ALONE = {"int8": 16, "int4": 16, "lossless": 32}
+"""Rows of a block that can be read without the others."""
 
 
 def blocks(rows: int, columns: int) -> int:
@@ -111,7 +113,7 @@ class Buffer:
     stride: tuple[Size, ...] | None = None
     order: tuple[int, ...] = ()
     """A weight that is packed: its dims in this order, dense."""
-    scheme: Literal["", "int8", "int4"] = ""
+    scheme: Literal["", "int8", "int4", "lossless"] = ""
     """How a packed weight's rows are held."""
 
     @property

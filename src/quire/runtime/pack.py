@@ -1,6 +1,6 @@
-"""Weights in the layout a kernel reads: as they are, with dims reordered, or quantised.
+"""Weights in the layout a kernel reads: as they are, with dims reordered, or in blocks.
 
-Quantised weights lie in blocks of 32 rows by 32 columns (kernel/rt/types.hpp), a bf16 scale for
+Those in blocks are held exactly (runtime/lossless.py) or quantised. Quantised weights lie in blocks of 32 rows by 32 columns (kernel/rt/types.hpp), a bf16 scale for
 each row of a block. int8: scale = max |w| / 127. int4: −8 … 7, scale = the largest-magnitude weight
 / −8 (as llama.cpp's Q4_0). The kernel computes with the dequantised weights exactly.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from quire.kernel.ir import BLOCKS, SPAN, Buffer, blocks
+from quire.runtime import lossless
 
 ZERO = {"int8": 128, "int4": 8}
 """What a weight of 0 is held as."""
@@ -22,7 +23,9 @@ def packed(weight: torch.Tensor, buffer: Buffer) -> torch.Tensor:
         weight = weight.permute(buffer.order).contiguous()
     if not buffer.scheme:
         return weight
-    values, scale = _quantised(_blocks(weight), buffer.scheme)
+    if buffer.scheme == "lossless":
+        return lossless.packed(_blocks(weight))
+    values, scale = _quantised(_blocks(weight.float()), buffer.scheme)
     held = (values + ZERO[buffer.scheme]).to(torch.uint8)
     words = held.unflatten(3, (-1, 4)).transpose(2, 3)  # [.., columns / 4, rows, 4]
     if buffer.scheme == "int4":
@@ -33,6 +36,8 @@ def packed(weight: torch.Tensor, buffer: Buffer) -> torch.Tensor:
 
 def packed_size(weight: torch.Tensor, buffer: Buffer) -> int:
     """Bytes of a copy of `weight` in the layout of `buffer`, 0 where it is read as it is."""
+    if buffer.scheme == "lossless":
+        return lossless.packed_size(_blocks(weight.permute(buffer.order)))
     if buffer.scheme:
         columns = weight.shape[buffer.order[-1]]
         return blocks(weight.numel() // columns, columns) * BLOCKS[buffer.scheme]
@@ -41,7 +46,7 @@ def packed_size(weight: torch.Tensor, buffer: Buffer) -> int:
 
 def _blocks(weight: torch.Tensor) -> torch.Tensor:
     """[blocks below, blocks beside, 32 rows, 32 columns] of the rows of `weight`."""
-    rows = weight.float().flatten(0, -2)
+    rows = weight.flatten(0, -2)
     rows = nn.functional.pad(rows, (0, 0, 0, -len(rows) % SPAN))
     return rows.unflatten(1, (-1, SPAN)).unflatten(0, (-1, SPAN)).transpose(1, 2)
 
@@ -60,9 +65,11 @@ def _quantised(weights: torch.Tensor, scheme: str) -> tuple[torch.Tensor, torch.
 
 
 def dequantised(weight: torch.Tensor, buffer: Buffer) -> torch.Tensor:
-    """The float32 weights that a quantised buffer stands for, in the shape of `weight`."""
+    """The float32 weights that a buffer in blocks stands for, in the shape of `weight`."""
+    if buffer.scheme == "lossless":
+        return weight.float()
     laid = weight.permute(buffer.order) if buffer.order else weight
-    values, scale = _quantised(_blocks(laid), buffer.scheme)
+    values, scale = _quantised(_blocks(laid.float()), buffer.scheme)
     rows = (values * scale.float()[..., None]).transpose(1, 2).flatten(2).flatten(0, 1)
     out = rows[: laid.numel() // laid.shape[-1]].reshape(laid.shape)
     if buffer.order:

@@ -41,8 +41,8 @@ from quire.kernel.ir import (
 from quire.kernel.lower.attend import attend
 from quire.kernel.lower.table import Tensor, as_float, as_kind, c
 
-QUANTISED = 1 << 12
-"""Weights from which on a contraction's matrix is quantised, where that is asked for."""
+MANY = 1 << 12
+"""Weights from which on a contraction's matrix is held in blocks, where that is asked for."""
 
 
 class Store:
@@ -194,9 +194,10 @@ class Store:
         if not clean or b.order or len(b.shape) < 2 or not all(isinstance(s, int) for s in b.shape):
             return None
         sizes = [int(s) for s in b.shape]  # type: ignore[arg-type]
-        large = b.dtype.is_floating_point and math.prod(sizes) >= QUANTISED
+        large = b.dtype.is_floating_point and math.prod(sizes) >= MANY
         whole = k.size == sizes[dims[0]] and sizes[dims[0]] % SPAN == 0
-        scheme = self.scheme if large and whole else ""
+        held = self.scheme != "lossless" or b.dtype == torch.bfloat16
+        scheme = self.scheme if large and whole and held else ""
         if not scheme and unit_stride(e, k):
             return None
         order = (*(d for d in range(len(sizes)) if d != dims[0]), dims[0])

@@ -15,7 +15,7 @@ import sympy
 
 from quire.kernel.analysis import free, weights_of
 from quire.kernel.arena import scratch_offsets
-from quire.kernel.ir import Attend, Buffer, Nest
+from quire.kernel.ir import ALONE, Attend, Buffer, Nest
 from quire.kernel.render import nests
 from quire.kernel.render.attend import attend
 from quire.kernel.render.contraction import dot_plan, factor
@@ -111,11 +111,11 @@ def _span(segment: Segment, start: int, total: int) -> str:
 
 def _align(segment: Segment) -> int:
     units = segment.outer * segment.inner
-    weights = (weights_of(share.nest) for share in segment.shares)
-    blocks = any(w and w.buffer.scheme for w in weights)
-    for by in (16, 4):
-        if segment.inner % by == 0 and (units >= 16 * by or blocks):
-            return by  # with weights in blocks half of one
+    weights = [weights_of(share.nest) for share in segment.shares]
+    alone = {ALONE[w.buffer.scheme] for w in weights if w and w.buffer.scheme}
+    for by in sorted(alone | {16, 4}, reverse=True):
+        if segment.inner % by == 0 and (units >= 16 * by or by in alone):
+            return by
     return 1
 
 

@@ -26,6 +26,12 @@ inline constexpr index_t MANY = 3;
 template <>
 inline constexpr index_t MANY<bf16> = 9;
 
+// The order in which a format holds 32 columns: pairs are multiplied with pairs.
+template <class W>
+alignas(64) inline constexpr std::uint16_t PAIRED[32] = {
+    0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+    16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+
 struct alignas(64) Words {
     std::uint32_t of[WIDE];
 };
@@ -34,7 +40,7 @@ struct alignas(64) Words {
 // in `order`.
 class Columns {
 public:
-    explicit Columns(__m512i order) : order_(order) {}
+    explicit Columns(const std::uint16_t (&order)[32]) : order_(_mm512_load_si512(order)) {}
     void hold(const float* x, index_t x_step, index_t as, index_t k) {
         if (kept_.same(x, x_step, as, k)) return;
         words_.resize((as + WIDE - 1) / WIDE * twos());
@@ -199,10 +205,7 @@ private:
 __attribute__((noinline)) inline void dot_narrow(
     float* out, index_t out_a, index_t out_b, const Weights<bf16>& w, index_t bs, const float* x,
     index_t x_step, index_t as, index_t k) {
-    alignas(64) static constexpr std::uint16_t order[32] = {
-        0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
-        16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
-    static thread_local Columns columns(_mm512_load_si512(order));
+    static thread_local Columns columns(PAIRED<bf16>);
     columns.hold(x, x_step, as, k);
     Narrow(w, bs, columns).run([&](index_t b, int rows, const Sixteen* sums) {
         for (index_t a = 0; a < as; a += WIDE, sums += SOME)

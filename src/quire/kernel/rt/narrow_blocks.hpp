@@ -5,6 +5,7 @@
 // of its rows and added to those of the blocks before it, one order whatever lies beside.
 #pragma once
 
+#include "lossless.hpp"
 #include "narrow.hpp"
 #include "pairs.hpp"
 
@@ -12,7 +13,15 @@
 namespace quire {
 
 constexpr index_t EIGHT = 8;
-constexpr int TWOS = SPAN / 2;  // pairs of columns of a block
+
+template <>
+alignas(64) inline constexpr std::uint16_t PAIRED<int8_block>[32] = {
+    0,  2,  1,  3,  4,  6,  5,  7,  8,  10, 9,  11, 12, 14, 13, 15,
+    16, 18, 17, 19, 20, 22, 21, 23, 24, 26, 25, 27, 28, 30, 29, 31};
+template <>
+alignas(64) inline constexpr std::uint16_t PAIRED<int4_block>[32] = {
+    0,  2,  4,  6,  1,  3,  5,  7,  8,  10, 12, 14, 9,  11, 13, 15,
+    16, 18, 20, 22, 17, 19, 21, 23, 24, 26, 28, 30, 25, 27, 29, 31};
 
 // As dot.
 template <class B>
@@ -29,7 +38,7 @@ public:
                 const char* after = reinterpret_cast<const char*>(b + k / SPAN + g);
                 for (index_t n = 0; n < index_t(sizeof(B)); n += 64)
                     __builtin_prefetch(after + n, 0, 3);
-                unpack(b[g]);
+                unpack(b[g], held_);
                 for (index_t a = 0; a < as; a += EIGHT)
                     if (as - a > EIGHT / 2) add<EIGHT>(b[g], a, g);
                     else add<EIGHT / 2>(b[g], a, g);
@@ -40,20 +49,6 @@ public:
     }
 
 private:
-    static __m512i order() {
-        alignas(64) static constexpr std::uint16_t int8s[32] = {
-            0,  2,  1,  3,  4,  6,  5,  7,  8,  10, 9,  11, 12, 14, 13, 15,
-            16, 18, 17, 19, 20, 22, 21, 23, 24, 26, 25, 27, 28, 30, 29, 31};
-        alignas(64) static constexpr std::uint16_t int4s[32] = {
-            0,  2,  4,  6,  1,  3,  5,  7,  8,  10, 12, 14, 9,  11, 13, 15,
-            16, 18, 20, 22, 17, 19, 21, 23, 24, 26, 28, 30, 25, 27, 29, 31};
-        return _mm512_load_si512(B::WIDE == 4 ? int8s : int4s);
-    }
-    void unpack(const B& b) {
-        for (int h = 0; h < 2; ++h)
-            for (int word = 0; word < SPAN / B::WIDE; ++word)
-                pairs(b, h, word, two_[h] + word * (B::WIDE / 2));
-    }
     // Adds the products of block g with C vectors from a on.
     template <int C>
     __attribute__((noinline)) void add(const B& b, index_t a, index_t g) {
@@ -67,7 +62,8 @@ private:
             for (int c = 0; c < C; ++c) {
                 const __m512i by = _mm512_set1_epi32(int(from[c]));
                 for (int h = 0; h < 2; ++h)
-                    sum[c][h] = _mm512_dpbf16_ps(sum[c][h], (__m512bh)two_[h][n], (__m512bh)by);
+                    sum[c][h] = _mm512_dpbf16_ps(
+                        sum[c][h], (__m512bh)_mm512_load_si512(held_.of[h][n]), (__m512bh)by);
             }
         for (int h = 0; h < 2; ++h) {
             const __m512 by = (__m512)scales(b, h).p[0];
@@ -80,9 +76,9 @@ private:
         __m512 half[2];
         __m512& operator[](int h) { return half[h]; }
     };
-    Columns columns_{order()};
+    Columns columns_{PAIRED<B>};
     std::vector<Total> total_;
-    __m512i two_[2][TWOS];
+    Twos held_;
 };
 
 }  // namespace quire

@@ -33,5 +33,12 @@ inline void pairs(const int8_block& b, int half, int word, __m512i* to) {
             to + i, _mm512_or_si512(_mm512_srli_epi32(column(i), 16), column(i + 2)));
 }
 
+template <class B>
+inline void unpack(const B& b, Twos& to) {
+    for (int h = 0; h < 2; ++h)
+        for (int word = 0; word < SPAN / B::WIDE; ++word)
+            pairs(b, h, word, reinterpret_cast<__m512i*>(to.of[h][word * (B::WIDE / 2)]));
+}
+
 }  // namespace quire
 #endif

@@ -8,6 +8,7 @@
 
 #include "block_tiles.hpp"
 #include "digits.hpp"
+#include "lossless.hpp"
 #include "narrow_blocks.hpp"
 #include "values.hpp"
 
@@ -62,13 +63,13 @@ __attribute__((noinline)) inline void dot_blocks(
     const Target& out, const Rows<B>& w, const float* x, index_t x_step, index_t as, index_t k) {
     if (as == 0 || w.count == 0) return;
 #if defined(QUIRE_TILES)
-    if (on_tiles<B>(as)) return dot_on_tiles(out, w, x, x_step, as, k);
+    if constexpr (FEED<B> > 0)
+        if (on_tiles<B>(as)) return dot_on_tiles(out, w, x, x_step, as, k);
 #endif
 #if defined(QUIRE_DIGITS)
-    return dot_on_digits(out, w, x, x_step, as, k);
-#else
-    return dot_on_floats(out, w, x, x_step, as, k);
+    if constexpr (requires { B::ZERO; }) return dot_on_digits(out, w, x, x_step, as, k);
 #endif
+    dot_on_floats(out, w, x, x_step, as, k);
 }
 
 // As dot_blocks, of vectors that are bf16 in the model.

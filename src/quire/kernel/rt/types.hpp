@@ -32,12 +32,14 @@ struct fp16 {
     std::uint16_t bits;
 };
 
-// Quantised weights, in blocks of 32 rows by 32 columns with a scale for each row: 8.5 and 4.5 bits
-// a weight. Blocks lie as they are read, those of the same 32 rows one after another. A word holds
-// four columns of a row (of int4 weights eight: the next four in the upper halves of its bytes), and
-// the words of 32 rows lie side by side, so that a register multiplies 16 rows at once. What is held
-// is the weight over its scale, plus ZERO.
+// Weights in blocks of 32 rows by 32 columns. Blocks lie as they are read, those of the same 32 rows
+// one after another.
 constexpr index_t SPAN = 32;
+
+// Quantised weights with a scale for each row: 8.5 and 4.5 bits a weight. A word holds four columns
+// of a row (of int4 weights eight: the next four in the upper halves of its bytes), and the words of
+// 32 rows lie side by side, so that a register multiplies 16 rows at once. What is held is the weight
+// over its scale, plus ZERO.
 
 struct int8_block {
     static constexpr int ZERO = 128, WIDE = 4;  // columns of a word
@@ -52,6 +54,38 @@ struct int4_block {
 };
 static_assert(sizeof(int8_block) == 1088 && sizeof(int4_block) == 576);
 
+// bf16 weights as they are, in 12.5 bits. Of a number's upper byte, its sign and seven bits of its
+// exponent, a block mostly has few values: `upper` holds four bits that look it up. `lower` is the
+// other byte. Columns 2n and 2n + 1 of rows 4 · lane + r and 16 + 4 · lane + r lie side by side in
+// sixteen bytes from 64 n + 16 lane on, so that a register of lower bytes and one of upper ones make
+// two of numbers. Numbers whose upper byte is not in the table are listed.
+struct lossless_block {
+    static constexpr int HERE = 9;
+    struct Odd {
+        std::uint8_t row, column;
+        bf16 value;
+    };
+    std::uint8_t lower[SPAN * SPAN], upper[SPAN * SPAN / 2];
+    std::uint8_t table[16];
+    std::int64_t list;  // where it is, in bytes from here: in the block if there is room
+    std::int32_t count;
+    Odd odd[HERE];
+
+    const Odd* odds() const {
+        return reinterpret_cast<const Odd*>(reinterpret_cast<const char*>(this) + list);
+    }
+    static constexpr int place(int row, int column) {
+        return column / 2 * 64 + row % 16 / 4 * 16 + row / 16 * 8 + row % 4 * 2 + column % 2;
+    }
+    // By the table, whatever is listed.
+    bf16 looked_up(int row, int column) const {
+        const int at = place(row, column);
+        const int code = upper[at / 128 * 64 + at % 64] >> at / 64 % 2 * 4 & 15;
+        return {std::uint16_t(table[code] << 8 | lower[at])};
+    }
+};
+static_assert(sizeof(lossless_block) == 1600);
+
 // The first of the blocks that hold a matrix of K columns.
 template <class B, index_t K>
 struct Blocked {
@@ -61,6 +95,8 @@ template <index_t K>
 using int8 = Blocked<int8_block, K>;
 template <index_t K>
 using int4 = Blocked<int4_block, K>;
+template <index_t K>
+using lossless = Blocked<lossless_block, K>;
 
 inline float half_to_float(std::uint16_t h) {
 #if defined(__F16C__)
@@ -98,15 +134,24 @@ inline float load(const float* p, index_t i) { return p[i]; }
 inline float load(const double* p, index_t i) { return float(p[i]); }
 inline float load(const bf16* p, index_t i) { return from_bits(std::uint32_t(p[i].bits) << 16); }
 inline float load(const fp16* p, index_t i) { return half_to_float(p[i].bits); }
+template <class B>
+inline float element(const B& b, int row, int column) {
+    const std::uint8_t byte = b.value[(column / B::WIDE * SPAN + row) * 4 + column % 4];
+    const int held = B::WIDE == 4 ? byte : byte >> column % B::WIDE / 4 * 4 & 15;
+    return load(b.scale, row) * float(held - B::ZERO);
+}
+inline float element(const lossless_block& b, int row, int column) {
+    bf16 value = b.looked_up(row, column);
+    for (int n = 0; n < b.count; ++n)
+        if (b.odds()[n].row == row && b.odds()[n].column == column) value = b.odds()[n].value;
+    return load(&value, 0);
+}
 // Element i, row by row, of a matrix in blocks.
 template <class B>
 inline float element(const B* blocks, index_t columns, index_t i) {
     const index_t row = i / columns, k = i % columns;
     const B& b = blocks[row / SPAN * (columns / SPAN) + k / SPAN];
-    const int at = int(k % SPAN), r = int(row % SPAN);
-    const std::uint8_t byte = b.value[(at / B::WIDE * SPAN + r) * 4 + at % 4];
-    const int held = B::WIDE == 4 ? byte : byte >> at % B::WIDE / 4 * 4 & 15;
-    return from_bits(std::uint32_t(b.scale[r].bits) << 16) * float(held - B::ZERO);
+    return element(b, int(row % SPAN), int(k % SPAN));
 }
 template <class B, index_t K>
 inline float load(const Blocked<B, K>* p, index_t i) { return element(&p->first, K, i); }

@@ -40,6 +40,13 @@ struct Rows {
     }
 };
 
+constexpr int TWOS = SPAN / 2;  // pairs of columns of a block
+
+// A block as pairs of bf16 numbers: of two columns, for the lower and the upper 16 rows.
+struct alignas(64) Twos {
+    std::uint32_t of[2][TWOS][LANES];
+};
+
 // The scales of the lower or the upper 16 rows.
 template <class B>
 inline vec scales(const B& b, int half) { return load16(b.scale + half * LANES); }

@@ -30,7 +30,7 @@ from quire.verify.kernel.content import (
 from quire.verify.kernel.evaluate import Evaluator, Pointer
 from quire.verify.kernel.phase import Attention, Collector, Event, Loop
 from quire.verify.kernel.races import Store, check_units
-from quire.verify.kernel.state import QUANTISED, Key, Read, State
+from quire.verify.kernel.state import IN_BLOCKS, Key, Read, State
 from quire.verify.poly import ONE, Poly, atom_of, index, poly, variable
 from quire.verify.poly import substitute as substitute_poly
 from quire.verify.same import same, under
@@ -104,14 +104,14 @@ class Epoch:
     def product(self, w: Any, x: Any, k: Poly) -> Any:
         """Σ_k of two arrays' elements: (array, start, row, rows' distance) each."""
         for pointer, start, row, step in (w, x):
-            blocked = QUANTISED.fullmatch(pointer.kind)
+            blocked = IN_BLOCKS.fullmatch(pointer.kind)
             if blocked is None:
                 continue
             columns = poly(int(blocked[1]))
             if k is not columns or any(
                 divmod_(p, columns)[1] is not poly(0) for p in (start, row * step)
             ):
-                raise NotShown("quantised weights that are not read by whole rows")
+                raise NotShown("weights in blocks that are not read by whole rows")
 
         def body(j: Poly) -> Any:
             return t.mul(

@@ -11,7 +11,7 @@ import attrs
 import sympy
 import torch
 
-from quire.kernel.ir import Buffer
+from quire.kernel.ir import BLOCKS, Buffer
 from quire.verify import term as t
 from quire.verify.decide import Premises
 from quire.verify.kernel.content import Attended, dense
@@ -36,7 +36,7 @@ TYPES = {
     torch.bool: "bool",
 }  # fmt: skip
 ELEMENTS = {name: dtype for dtype, name in TYPES.items()}
-QUANTISED = re.compile(r"(?:const )?quire::int[48]<(\d+)>")
+IN_BLOCKS = re.compile(rf"(?:const )?quire::(?:{'|'.join(BLOCKS)})<(\d+)>")
 """Weights in blocks, by the number of their columns."""
 
 
