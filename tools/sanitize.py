@@ -21,6 +21,7 @@ from quire.capture.decode import capture_decode
 from quire.capture.program import evaluate
 from quire.kernel.compile import KernelPlan, compile_program
 from quire.kernel.describe import weight_bytes
+from quire.kernel.ir import BLOCKS
 from quire.runtime.build import HEADERS, compiler
 
 ROWS, LENGTH, TOKENS, WORKERS = 3, 300, 290, 3
@@ -86,7 +87,8 @@ int main() {{
 
 def run(config: object, kinds: list[str], scheme: str = "") -> None:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    dtype = torch.bfloat16 if scheme == "lossless" else torch.float32
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     step = capture_decode(model, LENGTH, ROWS)
     plan = compile_program(
         step.program, scheme, "sanitized", {s.name: ROWS for s in step.program.symbols}
@@ -107,6 +109,6 @@ def run(config: object, kinds: list[str], scheme: str = "") -> None:
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or ["address", "thread", "undefined"]
-    for scheme in ("", "int8", "int4"):
+    for scheme in ("", *BLOCKS):
         run(LlamaConfig(**SMALL), wanted, scheme)
     run(MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2), wanted)

@@ -215,7 +215,9 @@ def run(
     prompt: Annotated[str, typer.Option(help="What the model continues.")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
     max_length: Annotated[int, typer.Option(help="Prompt and continuation, in tokens.")] = 2048,
-    weights: Annotated[str | None, typer.Option(help="lossless: bf16 in 12.5 bits; int8 or int4: quantise.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="lossless: bf16 in 12.5 bits; int8 or int4: quantise.")
+    ] = None,
     dtype: Dtype = "bfloat16",
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy.")] = False,
     threads: Annotated[int | None, typer.Option(help="Worker threads.")] = None,
@@ -235,7 +237,9 @@ def fuse(
     batch: Batch = None,
     attn: Attn = None,
     dtype: Dtype = None,
-    weights: Annotated[str | None, typer.Option(help="lossless: bf16 in 12.5 bits; int8 or int4: quantise.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="lossless: bf16 in 12.5 bits; int8 or int4: quantise.")
+    ] = None,
     dim: Annotated[
         list[str] | None, typer.Option(help="NAME=SIZE: the largest size of an ONNX file's dim.")
     ] = None,

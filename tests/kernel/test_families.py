@@ -36,10 +36,12 @@ def test_float32_logits_are_as_exact_as_eager(name):
     assert plan.arena.size <= 1.1 * plan.arena.bound
 
 
+@pytest.mark.parametrize("scheme", ["", "lossless"])
 @pytest.mark.parametrize("rows", [2, 12])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
-def test_bfloat16_logits_are_closer_than_eager(name, rows):
-    model, step, kernel = kernel_of(name, torch.bfloat16)
+def test_bfloat16_logits_are_closer_than_eager(name, rows, scheme):
+    model, step, kernel = kernel_of(name, torch.bfloat16, scheme)
+    assert bool(kernel.packed_bytes) == bool(scheme)
     torch.manual_seed(1)
     ids = torch.randint(320, (rows, TOKENS))
     got = decode(step, kernel, ids, torch.arange(rows) * 3 % 4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from quire.kernel.ir import BLOCKS, SPAN, Buffer
+from quire.kernel.ir import BLOCKS, Buffer
 from quire.runtime import build
 from quire.runtime.pack import dequantised, packed, packed_size
 
@@ -395,6 +395,47 @@ def test_elements_of_blocks_are_the_dequantised_weights(lib, scheme):
     assert torch.equal(out, exact)
     assert (exact[3] == 0).all() and (exact[4, 1:] == 0).all()
     assert ((exact - w)[4, 0].abs() <= w[4, 0].abs() * 2**-7).all()
+
+
+def lossless_elements(lib, w):
+    """What a packed matrix of bf16 bits is read as, and the bytes it takes."""
+    held, _ = in_blocks("lossless", w.view(torch.bfloat16))
+    out, size = torch.empty(w.shape), ctypes.c_int64
+    lib.elements_lossless(pointer(out), pointer(held), size(w.shape[1]), size(w.numel()))
+    return (out.view(torch.int32) >> 16).to(torch.int16), held.numel()
+
+
+def test_lossless_blocks_hold_every_number(lib):
+    every = torch.arange(-(2**15), 2**15).to(torch.int16)
+    torch.manual_seed(0)
+    for w in (every.reshape(512, 128), every[torch.randperm(2**16)].reshape(256, 256)):
+        assert torch.equal(lossless_elements(lib, w)[0], w)
+
+
+@pytest.mark.parametrize("odd", [0, 1, 9, 10, 500])
+@pytest.mark.parametrize("zeros", [0, 40])
+def test_lossless_blocks_with_numbers_that_are_listed(lib, zeros, odd):
+    torch.manual_seed(odd)
+    w = (1 + torch.rand(6 * 1024)) * 2.0 ** torch.randint(-11, 1, (6 * 1024,))
+    w[:zeros], w[100 : 100 + odd] = -0.0, 2.0**-30
+    w = (w * (torch.randint(2, w.shape) * 2 - 1)).bfloat16()
+    w = w.reshape(6, 1024)[:, torch.randperm(1024)].reshape(2, 3, 32, 32)
+    w = w.transpose(1, 2).reshape(64, 96)
+    got, size = lossless_elements(lib, w.view(torch.int16))
+    assert torch.equal(got, w.view(torch.int16))
+    # The first block has zeros and numbers listed, those past nine behind all blocks.
+    assert size == 6 * 1600 + 4 * (odd if odd > 9 else 0)
+    torch.manual_seed(1)
+    held, exact = in_blocks("lossless", w)
+    for columns in (1, 2, 5):
+        products(lib, "lossless", held, exact, torch.randn(columns, 96))
+
+
+def test_normal_weights_take_twelve_and_a_half_bits():
+    torch.manual_seed(0)
+    w = (torch.randn(1024, 2048) * 0.02).bfloat16()
+    held, _ = in_blocks("lossless", w)
+    assert held.numel() * 8 == 12.5 * w.numel()
 
 
 FUNCTIONS = [torch.exp, torch.tanh, torch.erf, torch.sigmoid]

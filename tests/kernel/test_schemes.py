@@ -1,13 +1,17 @@
-"""Quantised weights: the kernel equals the graph with the dequantised weights."""
+"""Weights in blocks: the kernel equals the graph with what they stand for."""
 
 import copy
 
 import pytest
 import torch
+from torch import nn
 
+import quire
+from quire.errors import QuireError
 from quire.runtime.native import NativeKernel
 from quire.runtime.pack import dequantised
 from tests.kernel.decode import decode, exact_logits, kernel_of
+from tests.kernel.models import causal_lm
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
@@ -36,9 +40,10 @@ def test_equals_the_dequantised_graph(name, rows, scheme):
     assert ours <= 2 * eager + 2**-22 * got.abs().max().item()
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", ["int8", "int4", "lossless"])
 def test_a_batch_has_the_same_bits_in_any_order_and_for_any_number_of_threads(scheme):
-    _, step, kernel = kernel_of("llama", scheme=scheme, tie_word_embeddings=False)
+    dtype = torch.bfloat16 if scheme == "lossless" else torch.float32
+    _, step, kernel = kernel_of("llama", dtype, scheme, tie_word_embeddings=False)
     torch.manual_seed(1)
     ids, starts = torch.randint(320, (8, 6)), torch.zeros(8, dtype=torch.long)
     want = decode(step, kernel, ids, starts)
@@ -60,3 +65,39 @@ def test_copied_weights_lie_in_one_block_in_the_order_they_are_read():
         assert ends <= weight.data_ptr() < ends + 64 or not ends
         ends = weight.data_ptr() + weight.numel() * weight.element_size()
     assert kernel.packed_bytes == sum(w.numel() * w.element_size() for w in copied.values())
+
+
+def test_a_scheme_there_is_not_and_one_for_other_weights():
+    model = causal_lm("llama")
+    with pytest.raises(QuireError, match=r"int3(.|\n)*None, 'int8', 'int4', 'lossless'"):
+        quire.fuse(model, weights="int3")
+    with pytest.raises(
+        QuireError, match=r"torch\.float32(.|\n)*bf16 weights(.|\n)*dtype='bfloat16'"
+    ):
+        quire.fuse(model, weights="lossless")
+    one = nn.Linear(64, 64)
+    with pytest.raises(QuireError, match="lossless"):
+        quire.fuse(one, (torch.zeros(4, 64),), weights="lossless")
+
+
+def test_weights_of_another_dtype_stay_as_they_are():
+    """A model of both: what is not bf16 is read where it lies."""
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(64, 96, bias=False).bfloat16()
+            self.b = nn.Linear(96, 64, bias=False)
+
+        def forward(self, x):
+            return self.b(self.a(x).float())
+
+    torch.manual_seed(0)
+    model, x = Both().eval(), torch.randn(4, 64).bfloat16()
+    fast = quire.fuse(model, (x,), weights="lossless")
+    slots = [b for row in fast.kernel.plan.rendered.slots for b in row if b.role == "state"]
+    schemes = {b.target: b.scheme for b in slots}
+    assert schemes == {"a.weight": "lossless", "b.weight": ""}
+    assert fast.kernel.packed_bytes == 3 * 2 * 1600
+    torch.testing.assert_close(fast(x), model(x), atol=2e-2, rtol=2e-2)
+    assert fast.certificate.verdict == "proved"

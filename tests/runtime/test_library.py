@@ -87,9 +87,10 @@ int main(int argc, char** argv) {
 """
 
 
-@pytest.mark.parametrize("weights", [None, "int4"])
+@pytest.mark.parametrize("weights", [None, "int4", "lossless"])
 def test_a_decoder_from_c(tmp_path, weights):
-    fast = quire.fuse(causal_lm("qwen2"), max_length=16, max_batch=2, weights=weights)
+    model = causal_lm("qwen2", torch.bfloat16 if weights == "lossless" else torch.float32)
+    fast = quire.fuse(model, max_length=16, max_batch=2, weights=weights)
     fast.export(tmp_path / "small.so", header=tmp_path / "small.h")
     ids = [5, 77, 300, 2, 41]
     got = torch.tensor(said(tmp_path, DECODER, *map(str, ids)))

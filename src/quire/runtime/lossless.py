@@ -1,10 +1,10 @@
 """bf16 weights in blocks of 12.5 bits a weight, exactly (kernel/rt/types.hpp).
 
-The upper byte of a bf16 number is its sign and seven bits of its exponent. Of the latter a block of
-32 rows by 32 columns has few: those of the largest number and the six below it are looked up by
-three bits, with the seventh below or that of zero. What is left, of normally distributed weights one
-in ten thousand, is listed. That exponents of trained weights need no more than that is observed by
-DFloat11 (Zhang and others, 2025), which holds them in a Huffman code.
+The upper byte of a bf16 number is its sign and seven bits of its exponent. Of the latter a block
+of 32 rows by 32 columns has few: that of the largest number and the six below it are looked up by
+three bits, and the seventh below or that of zero. What is left, of normally distributed weights
+one in ten thousand, is listed. That exponents of trained weights take few values is what DFloat11
+(Zhang and others, 2025) uses, with a Huffman code that is decoded on a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HERE = 9
 """Numbers that are listed in the block itself."""
 ODD = 4
 """Bytes of a number in the list: row, column, value."""
-LIST = BLOCKS["lossless"] - HERE * ODD
+SIZE = BLOCKS["lossless"]
 
 
 def packed(blocks: torch.Tensor) -> torch.Tensor:
@@ -27,20 +27,17 @@ def packed(blocks: torch.Tensor) -> torch.Tensor:
     blocks = blocks.flatten(0, -3)
     lower, upper = _bytes(blocks)
     codes, table = _codes(upper & 127)
-    listed = codes > FEW
-    counts = listed.sum((1, 2))
-    codes = (codes * ~listed | upper >> 7 << 3).unflatten(2, (-1, 2, 2))  # columns by fours
+    block, row, column = listed = (codes > FEW).nonzero(as_tuple=True)
+    counts = torch.bincount(block, minlength=len(blocks))
+    codes = (codes & FEW | upper >> 7 << 3).unflatten(2, (-1, 2, 2))  # columns by fours
     codes = _laid(codes[..., 0, :]) | _laid(codes[..., 1, :]) << 4
 
-    size = BLOCKS["lossless"]
     long = torch.where(counts > HERE, counts, 0)
-    place = torch.arange(len(blocks)) * size
-    beyond = len(blocks) * size + (long.cumsum(0) - long) * ODD
-    at = torch.where(long > 0, beyond - place, LIST)
-    block, row, column = listed.nonzero(as_tuple=True)
-    odd = torch.stack(
-        [row.to(torch.uint8), column.to(torch.uint8), lower[listed], upper[listed]], 1
-    )
+    place = torch.arange(len(blocks)) * SIZE
+    beyond = len(blocks) * SIZE + (long.cumsum(0) - long) * ODD
+    at = torch.where(long > 0, beyond - place, SIZE - HERE * ODD)
+    odd = [row.to(torch.uint8), column.to(torch.uint8), lower[listed], upper[listed]]
+    odd = torch.stack(odd, 1)
     far = long[block] > 0
     nth = torch.arange(len(block)) - (counts.cumsum(0) - counts)[block]
     here = torch.zeros(len(blocks), HERE, ODD, dtype=torch.uint8)
@@ -55,14 +52,15 @@ def packed(blocks: torch.Tensor) -> torch.Tensor:
 def packed_size(blocks: torch.Tensor) -> int:
     """Bytes of `packed(blocks)`."""
     blocks = blocks.flatten(0, -3)
-    counts = (_codes(_bytes(blocks)[1] & 127)[0] > FEW).sum((1, 2))
-    return len(blocks) * BLOCKS["lossless"] + int(counts[counts > HERE].sum()) * ODD
+    codes, _ = _codes(_bytes(blocks)[1] & 127)
+    counts = torch.bincount((codes > FEW).nonzero()[:, 0], minlength=len(blocks))
+    return len(blocks) * SIZE + int(counts[counts > HERE].sum()) * ODD
 
 
 def _bytes(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The lower and the upper byte of every number."""
     both = blocks.contiguous().view(torch.uint8).unflatten(-1, (-1, 2))
-    return both[..., 0], both[..., 1]
+    return both[..., 0].contiguous(), both[..., 1].contiguous()
 
 
 def _codes(exponents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,11 +68,11 @@ def _codes(exponents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     most = exponents.amax((1, 2), keepdim=True)
     codes = most - exponents
     zeros = exponents == 0
-    keep = (zeros.sum((1, 2)) > (codes == FEW).sum((1, 2)))[:, None, None]
-    codes = torch.where(keep & (codes == FEW), FEW + 1, codes)
-    codes = torch.where(keep & zeros, FEW, codes)
+    some = zeros.flatten(1).any(1)  # which have the place of the last exponent
+    last = torch.where(some, FEW, FEW + 1).to(torch.uint8)[:, None, None]
+    codes = torch.where(zeros, FEW, torch.where(codes < last, codes, FEW + 1))
     table = (most[:, 0].int() - torch.arange(FEW + 1)).clamp(min=0)
-    table[:, FEW] *= ~keep[:, 0, 0]
+    table[:, FEW] *= ~some
     return codes, torch.cat([table, table + 128], 1).to(torch.uint8)
 
 

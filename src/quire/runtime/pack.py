@@ -1,8 +1,9 @@
 """Weights in the layout a kernel reads: as they are, with dims reordered, or in blocks.
 
-Those in blocks are held exactly (runtime/lossless.py) or quantised. Quantised weights lie in blocks of 32 rows by 32 columns (kernel/rt/types.hpp), a bf16 scale for
-each row of a block. int8: scale = max |w| / 127. int4: −8 … 7, scale = the largest-magnitude weight
-/ −8 (as llama.cpp's Q4_0). The kernel computes with the dequantised weights exactly.
+Those in blocks of 32 rows by 32 columns (kernel/rt/types.hpp) are held exactly (lossless.py), or
+quantised with a bf16 scale for each row of a block. int8: scale = max |w| / 127. int4: −8 … 7,
+scale = the largest-magnitude weight / −8 (as llama.cpp's Q4_0). The kernel computes with the
+dequantised weights exactly.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import quire
 from quire.capture.export import export, from_exported
 from quire.fusing import tables_of
 from quire.kernel.compile import KernelPlan, compile_program
+from quire.kernel.ir import BLOCKS
 from quire.verify.kernel.memory import Epoch
 from quire.verify.kernel.prove import prove_kernel
 from tools.mutate_kernel import plan_of
@@ -48,11 +49,13 @@ def test_mlp(mlp: KernelPlan) -> None:
     assert verdict(mlp) == ("proved", "")
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_quantised(scheme: str) -> None:
-    linear = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64)).eval()
-    program = from_exported(export(linear, (torch.zeros(4, 64),)), writes=True)
-    plan = compile_program(program, scheme, "quantised")
+@pytest.mark.parametrize("scheme", [*BLOCKS])
+def test_weights_in_blocks(scheme: str) -> None:
+    dtype = torch.bfloat16 if scheme == "lossless" else torch.float32
+    layers = nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64)
+    linear = nn.Sequential(nn.ReLU(), *layers).eval().to(dtype)
+    program = from_exported(export(linear, (torch.zeros(4, 64, dtype=dtype),)), writes=True)
+    plan = compile_program(program, scheme, "blocks")
     assert f"quire::{scheme}<64>" in plan.source and f"quire::{scheme}<96>" in plan.source
     assert verdict(plan) == ("proved", "")
     # Weights are read by the columns that they have, and by whole rows.

@@ -3,14 +3,14 @@
 // Every element is summed the same way whatever the block it falls into: 16 lanes over k, then the
 // lanes in a fixed order; where there are vectors enough, on AMX as tiles.hpp says, and of vectors that
 // are bf16 in the model, on AVX-512 BF16 as narrow.hpp does. Weights in blocks have products of their
-// own (quantised.hpp).
+// own (dot_blocks.hpp).
 // Rows of weights stream from memory once, as one stream: with one vector they are read one after
 // another; with several, while some rows are worked on together, those after them are prefetched in
 // the order in which they lie (`ahead`), also past the last one given: rows are given in units, and
 // the next unit follows.
 #pragma once
 
-#include "quantised.hpp"
+#include "dot_blocks.hpp"
 #include "tiles.hpp"
 #include "vec.hpp"
 

@@ -2,8 +2,8 @@
 //
 // 16 rows at a time, each in a lane of its own: the products of a block are summed up, multiplied by
 // the scales of its rows and added to those of the blocks before it. Every element is summed in one
-// order whatever lies beside it: of integers where the machine multiplies them (digits.hpp), on AMX
-// where there are vectors enough (block_tiles.hpp), else of floats.
+// order whatever lies beside it: of quantised weights as integers where the machine multiplies them
+// (digits.hpp), on AMX where there are vectors enough (block_tiles.hpp), else of floats.
 #pragma once
 
 #include "block_tiles.hpp"
