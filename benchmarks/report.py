@@ -172,8 +172,8 @@ SECTIONS = (
     Section(
         "compiling",
         "From a model to a kernel, by depth",
-        "15 s at 30 layers with the C++ compiler, within 20 % of that at 8 and at 80. torch's "
-        "capture shown apart.",
+        "15 s at 30 layers with the C++ compiler, whose time is within 20 % of that at 8 and at "
+        "80. torch's capture shown apart.",
         ("benchmarks.compiling 8 30 80",),
         compiling.HEAD,
         _each(compiling.summary),
