@@ -40,7 +40,6 @@ constexpr index_t SPAN = 32;
 // of a row (of int4 weights eight: the next four in the upper halves of its bytes), and the words of
 // 32 rows lie side by side, so that a register multiplies 16 rows at once. What is held is the weight
 // over its scale, plus ZERO.
-
 struct int8_block {
     static constexpr int ZERO = 128, WIDE = 4;  // columns of a word
     std::uint8_t value[SPAN * SPAN];
